@@ -1,0 +1,134 @@
+"""The arithmetic of LoRA: one product, and what it means to merge it. Knows only torch."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from lora_tutorial.config import LoraConfig
+
+
+def lora_delta(lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
+    """The update of a weight, ``scaling * B @ A`` (LoRA paper, equation 3 and section 4.1).
+
+    Parameters
+    ----------
+    lora_A
+        Shape (r, in).
+    lora_B
+        Shape (out, r).
+    scaling
+        ``lora_alpha / r``.
+
+    Returns
+    -------
+    Tensor
+        Shape (out, in), of rank at most r.
+
+    Raises
+    ------
+    ValueError
+        If the two shapes do not share the rank.
+    """
+    if lora_A.ndim != 2 or lora_B.ndim != 2 or lora_A.shape[0] != lora_B.shape[1]:
+        raise ValueError(
+            f"lora_A must be (r, in) and lora_B (out, r); got {tuple(lora_A.shape)} and {tuple(lora_B.shape)}."
+        )
+    return scaling * (lora_B @ lora_A)
+
+
+def new_factors(
+    in_features: int,
+    out_features: int,
+    config: LoraConfig,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[nn.Parameter, nn.Parameter]:
+    """Draw ``lora_A`` (r, in) at random and set ``lora_B`` (out, r) to zero, so that the update starts at 0.
+
+    Raises
+    ------
+    ValueError
+        If the rank is above the smaller side of the weight: B @ A could not have it.
+    """
+    if config.r > min(in_features, out_features):
+        raise ValueError(
+            f"r = {config.r} is above {min(in_features, out_features)}, the smaller side of a layer from "
+            f"{in_features} to {out_features}; choose a smaller r or leave this layer out of target_modules."
+        )
+    lora_A = nn.Parameter(torch.empty(config.r, in_features, device=device, dtype=dtype))
+    lora_B = nn.Parameter(torch.zeros(out_features, config.r, device=device, dtype=dtype))
+    if config.init == "gaussian":
+        nn.init.normal_(lora_A, std=1 / config.r)
+    else:
+        nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))  # uniform in ±1/sqrt(in), as nn.Linear itself
+    return lora_A, lora_B
+
+
+class LoraModule(ABC):
+    """What every module that holds an adapter can do: say its update, merge it, and undo that exactly.
+
+    A subclass is also an ``nn.Module``; it sets `lora_config` and says in `lora_factors` which of its
+    weights are adapted. Merging is explicit: neither ``train()`` nor ``eval()`` changes a weight.
+    """
+
+    lora_config: LoraConfig
+    lora_enabled: bool = True
+    _originals: dict[str, Tensor] | None = None
+
+    @abstractmethod
+    def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The name of each adapted weight, as in ``state_dict``, with its (lora_A, lora_B)."""
+
+    @abstractmethod
+    def plain(self) -> nn.Module:
+        """The module without its adapter, with the weights (not copies) as they are now."""
+
+    def lora_delta(self, weight: str = "weight") -> Tensor:
+        """The update of ``weight``, shape (out, in): ``scaling * B @ A``."""
+        lora_A, lora_B = self.lora_factors()[weight]
+        return lora_delta(lora_A, lora_B, self.lora_config.scaling)
+
+    @property
+    def merged(self) -> bool:
+        """Whether the weights hold their updates."""
+        return self._originals is not None
+
+    @property
+    def lora_active(self) -> bool:
+        """Whether the forward pass has to add the low-rank path."""
+        return self.lora_enabled and not self.merged
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the updates to the weights; a second call does nothing.
+
+        The weights as they were are kept, because ``(w + d) - d`` is not ``w`` in floating point: merging
+        costs one more copy of every adapted weight until `unmerge`.
+
+        Raises
+        ------
+        ValueError
+            If a merged weight would hold an infinity or NaN; nothing is changed then.
+        """
+        if self.merged:
+            return
+        weights = {name: self.get_parameter(name) for name in self.lora_factors()}
+        new = {name: (w + self.lora_delta(name)).to(w.dtype) for name, w in weights.items()}
+        for name, value in new.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(f"Merging would make {name} infinite or NaN in {value.dtype}; nothing was merged.")
+        self._originals = {name: w.detach().clone() for name, w in weights.items()}
+        for name, w in weights.items():
+            w.copy_(new[name])
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the original weights back, bit for bit; without a merge it does nothing."""
+        if self._originals is not None:
+            for name, original in self._originals.items():
+                self.get_parameter(name).copy_(original)
+            self._originals = None

@@ -1,0 +1,198 @@
+"""Put adapters into any model, freeze the rest, and count what is left to train. Knows only torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from torch import nn
+
+from lora_tutorial.arithmetic import LoraModule
+from lora_tutorial.config import ALL_LINEAR, LoraConfig
+from lora_tutorial.layers import LoraLinear
+from lora_tutorial.merging import lora_modules
+
+
+def inject_lora(
+    model: nn.Module,
+    config: LoraConfig,
+    make: Callable[[nn.Linear, LoraConfig], LoraModule] = LoraLinear.from_linear,
+) -> nn.Module:
+    """Replace the layers that ``config`` names by `LoraLinear` and freeze everything else.
+
+    The model is changed in place; until ``lora_B`` moves from zero its outputs are the same bit for bit.
+    Everything is checked before the first layer is replaced.
+
+    Parameters
+    ----------
+    model
+        Any module with ``nn.Linear`` layers.
+    config
+        What to adapt and how, see `LoraConfig`.
+    make
+        Builds the adapted layer from the plain one; a variant of LoRA is another function here.
+
+    Returns
+    -------
+    nn.Module
+        The same model; ``model.lora_config`` is the configuration.
+
+    Raises
+    ------
+    ValueError
+        If the model holds adapters already, a name matches nothing or r is too large for a layer.
+    TypeError
+        If a target is no linear layer.
+    """
+    if any(True for _ in lora_modules(model)):
+        raise ValueError("The model holds LoRA adapters already; inject into a fresh copy of the base.")
+    saved = matching_modules(model, config.modules_to_save, "modules_to_save")
+    targets = find_targets(model, config)
+    linears = {name: model.get_submodule(name) for name in targets}
+    made = {linear: make(linear, config) for linear in dict.fromkeys(linears.values())}
+    for name, linear in linears.items():  # a layer used under two names stays one layer
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, made[linear])
+    freeze_parameters_except_lora_and_bias(model, config.bias)
+    for name in saved:
+        model.get_submodule(name).requires_grad_(True)
+    model.lora_config = config
+    return model
+
+
+def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
+    """The full names of the layers that ``config.target_modules`` selects, in the model's order.
+
+    Modules inside ``modules_to_save`` are left out, since they train whole; ``"all-linear"`` leaves out the
+    output embedding too, as PEFT does.
+    """
+    saved = matching_modules(model, config.modules_to_save, "modules_to_save")
+    if config.target_modules == ALL_LINEAR:
+        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        names = [n for n, m in _modules(model) if isinstance(m, nn.Linear) and m is not output]
+    elif isinstance(config.target_modules, str):
+        names = [n for n, _ in _modules(model) if re.fullmatch(config.target_modules, n)]
+    else:
+        names = matching_modules(model, config.target_modules, "target_modules")
+    names = [n for n in names if n and not any(n == s or n.startswith(s + ".") for s in saved)]
+    if not names:
+        raise ValueError(
+            f"target_modules {config.target_modules!r} matches no layer that is not trained whole. "
+            f"Linear layers here end in: {_endings(model)}."
+        )
+    for name in names:
+        module = model.get_submodule(name)
+        if not isinstance(module, nn.Linear):
+            raise TypeError(
+                f"target_modules selects {name}, a {type(module).__name__}; LoRA adapts nn.Linear only. "
+                f"Linear layers here end in: {_endings(model)}."
+            )
+        if config.r > min(module.in_features, module.out_features):
+            raise ValueError(
+                f"r = {config.r} is above the smaller side of {name}, "
+                f"{module.in_features} to {module.out_features}; choose a smaller r or leave that layer out."
+            )
+    return names
+
+
+def matching_modules(model: nn.Module, entries: Iterable[str], field: str) -> list[str]:
+    """Names of modules that equal an entry or end in ``.entry``; an entry without a match raises."""
+    found: dict[str, None] = {}
+    for entry in entries:
+        names = [n for n, _ in _modules(model) if n == entry or n.endswith("." + entry)]
+        if not names:
+            raise ValueError(
+                f"{field}: {entry!r} matches no module of this {type(model).__name__}. "
+                f"Linear layers here end in: {_endings(model)}."
+            )
+        found.update(dict.fromkeys(names))
+    return [n for n, _ in _modules(model) if n in found]
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return model.named_modules(remove_duplicate=False)
+
+
+def _endings(model: nn.Module) -> str:
+    ends = {n.rpartition(".")[2] for n, m in _modules(model) if isinstance(m, nn.Linear)}
+    return ", ".join(sorted(ends)) or "(there is none)"
+
+
+def freeze_parameters_except_lora_and_bias(
+    model: nn.Module, bias: str = "all", layer_norms: bool = False, embeddings: bool = False
+) -> None:
+    """Let only the adapters train, and what is asked for beside them.
+
+    Parameters
+    ----------
+    model
+        A model that holds `LoraModule` layers.
+    bias
+        ``"none"``, ``"all"`` (every parameter named ``bias``, those of LayerNorms too) or ``"lora_only"``
+        (the biases of adapted layers).
+    layer_norms, embeddings
+        Whether the parameters of ``nn.LayerNorm`` and of ``nn.Embedding`` modules train as well.
+    """
+    model.requires_grad_(False)
+    for _, module in lora_modules(model):
+        for weight, factors in module.lora_factors().items():
+            for factor in factors:
+                factor.requires_grad_(True)
+            owner = module.get_submodule(weight.rpartition(".")[0])
+            if bias == "lora_only" and owner.bias is not None:
+                owner.bias.requires_grad_(True)
+    if bias == "all":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or name.rpartition(".")[2] == "bias")
+    kinds = (nn.LayerNorm,) * layer_norms + (nn.Embedding,) * embeddings
+    for module in model.modules():
+        if isinstance(module, kinds):
+            module.requires_grad_(True)
+
+
+@contextmanager
+def disable_lora(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the low-rank paths add nothing. Trained biases, norms and heads stay as they are.
+
+    Raises
+    ------
+    RuntimeError
+        If adapters are merged: their weights hold the update, so there is nothing to switch off.
+    """
+    modules = [module for _, module in lora_modules(model)]
+    if any(module.merged for module in modules):
+        raise RuntimeError("Adapters are merged into the weights; call unmerge_lora(model) first.")
+    before = [module.lora_enabled for module in modules]
+    try:
+        for module in modules:
+            module.lora_enabled = False
+        yield model
+    finally:
+        for module, enabled in zip(modules, before, strict=True):
+            module.lora_enabled = enabled
+
+
+class ParameterCount(NamedTuple):
+    """How many numbers train, of how many there are."""
+
+    trainable: int
+    total: int
+
+    @property
+    def percent(self) -> float:
+        """100 * trainable / total; 0 for a model without parameters."""
+        return 100 * self.trainable / self.total if self.total else 0.0
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count the parameters of a model; one that two modules share counts once."""
+    parameters = list(model.parameters())
+    return ParameterCount(sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
+
+
+def print_trainable_parameters(model: nn.Module) -> None:
+    """Print the count in one line, in PEFT's words."""
+    n = count_parameters(model)
+    print(f"trainable params: {n.trainable:,} || all params: {n.total:,} || trainable%: {n.percent:.4f}")

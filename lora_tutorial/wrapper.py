@@ -1,0 +1,148 @@
+"""The tutorial's model: RoBERTa with LoRA in its attention, a small head, and almost everything frozen."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
+from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
+
+from lora_tutorial.attention import LoraRobertaSelfAttention
+from lora_tutorial.encoders import load_encoder
+from lora_tutorial.inject import freeze_parameters_except_lora_and_bias
+
+TASK_TYPES = ("glue", "squad_v1", "squad_v2")
+
+
+class LoraWrapperRoberta(nn.Module):
+    """A RoBERTa encoder whose self-attention modules are replaced by `LoraRobertaSelfAttention`.
+
+    On top sits the tutorial's head: a LayerNorm, dropout and one linear layer. For GLUE the head reads the
+    first token of the last hidden state; for SQuAD every token, giving a start and an end score.
+
+    Parameters
+    ----------
+    task_type
+        ``"glue"``, ``"squad_v1"`` or ``"squad_v2"``.
+    num_classes
+        Classes of a GLUE task; 1 makes it a regression. Not for SQuAD, whose head always has 2 outputs.
+    dropout_rate
+        Dropout before the head's linear layer, in [0, 1).
+    model_id, weights
+        Which encoder, as for ``load_encoder``.
+    lora_rank, lora_alpha
+        Rank and scale of the adapters; ``lora_alpha`` defaults to the rank, a scale of 1.
+    train_biases, train_embedding, train_layer_norms
+        What trains beside adapters and head.
+
+    Raises
+    ------
+    ValueError
+        If a setting is outside what is listed above.
+    """
+
+    def __init__(
+        self,
+        task_type: str,
+        num_classes: int | None = None,
+        dropout_rate: float = 0.1,
+        model_id: str = "minilm",
+        lora_rank: int = 8,
+        train_biases: bool = True,
+        train_embedding: bool = False,
+        train_layer_norms: bool = True,
+        weights: str = "pretrained",
+        lora_alpha: float | None = None,
+    ) -> None:
+        super().__init__()
+        outputs = _number_of_outputs(task_type, num_classes)
+        if not 0 <= dropout_rate < 1:
+            raise ValueError(f"dropout_rate is a probability in [0, 1); got {dropout_rate!r}.")
+        self.init_args = {
+            "task_type": task_type,
+            "num_classes": num_classes,
+            "dropout_rate": dropout_rate,
+            "model_id": str(model_id),
+            "lora_rank": lora_rank,
+            "train_biases": train_biases,
+            "train_embedding": train_embedding,
+            "train_layer_norms": train_layer_norms,
+            "weights": weights,
+            "lora_alpha": lora_alpha,
+        }
+        self.task_type = task_type
+        self.model = load_encoder(model_id, weights=weights).model
+        self.config = self.model.config
+        parameter = next(self.model.parameters())
+        where = {"device": parameter.device, "dtype": parameter.dtype}
+        self.finetune_head_norm = nn.LayerNorm(self.config.hidden_size, **where)
+        self.finetune_head_dropout = nn.Dropout(dropout_rate)
+        self.finetune_head_classifier = nn.Linear(self.config.hidden_size, outputs, **where)
+        self.replace_self_attention(self.model, lora_rank, lora_alpha)
+        freeze_parameters_except_lora_and_bias(
+            self.model, "all" if train_biases else "none", train_layer_norms, train_embedding
+        )
+
+    @classmethod
+    def replace_self_attention(cls, module: nn.Module, r: int, lora_alpha: float | None = None) -> None:
+        """Walk down the tree of modules and replace every self-attention on the way."""
+        for name, child in module.named_children():
+            if isinstance(child, RobertaSelfAttention):
+                setattr(module, name, LoraRobertaSelfAttention.from_attention(child, r, lora_alpha))
+            else:
+                cls.replace_self_attention(child, r, lora_alpha)
+
+    def freeze_pooler(self) -> None:
+        """Freeze the pooler: the head reads the last hidden state, so its bias never receives a gradient."""
+        self.model.pooler.requires_grad_(False)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+    ) -> SequenceClassifierOutput | QuestionAnsweringModelOutput:
+        """Encode (batch, tokens) and score it; with labels or positions the loss comes along.
+
+        Returns
+        -------
+        SequenceClassifierOutput or QuestionAnsweringModelOutput
+            ``logits`` (batch, classes), or ``start_logits`` and ``end_logits`` (batch, tokens).
+        """
+        hidden = self.model(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).last_hidden_state  # (batch, tokens, hidden)
+        if self.task_type == "glue":
+            logits = self._head(hidden[:, 0])  # (batch, classes)
+            loss = None if labels is None else _classification_loss(logits, labels)
+            return SequenceClassifierOutput(loss=loss, logits=logits)
+        start, end = self._head(hidden).unbind(-1)  # (batch, tokens, 2) -> twice (batch, tokens)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (F.cross_entropy(start, start_positions) + F.cross_entropy(end, end_positions)) / 2
+        return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end)
+
+    def _head(self, x: Tensor) -> Tensor:
+        return self.finetune_head_classifier(self.finetune_head_dropout(self.finetune_head_norm(x)))
+
+
+def _number_of_outputs(task_type: str, num_classes: int | None) -> int:
+    if task_type not in TASK_TYPES:
+        raise ValueError(f"task_type must be one of {', '.join(TASK_TYPES)}; got {task_type!r}.")
+    if task_type != "glue":
+        if num_classes is not None:
+            raise ValueError(f"num_classes is for glue; {task_type} scores a start and an end. Leave it out.")
+        return 2
+    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
+        raise ValueError(f"A glue task needs num_classes, 1 (regression) or more; got {num_classes!r}.")
+    return num_classes
+
+
+def _classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    if logits.shape[1] > 1:
+        return F.cross_entropy(logits, labels)
+    # Squeeze first: (batch, 1) against (batch,) would broadcast to (batch, batch) without a word.
+    return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype))  # (batch, 1) -> (batch,)
