@@ -1,0 +1,78 @@
+# `make help` lists the targets. Everything lives in .venv and _build; nothing outside this folder is touched
+# but the user's cache of downloads.
+
+PYTHON  ?= python3
+CHAPTER ?=
+PORT    ?= 8000
+
+VENV := .venv
+BIN  := $(VENV)/bin
+READY := $(VENV)/.ready
+PAGE := _build/html/index.html
+
+# Chapters run without a hub and without a folder of data: what they show is what any reader gets.
+CHAPTER_ENV := env -u LORA_TUTORIAL_DATA HF_HUB_OFFLINE=1
+NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=900 --timeout=0 \
+         --nbval-sanitize-with tools/sanitize.cfg -p no:cacheprovider
+BUILD := $(BIN)/jupyter-book build . -W -n --keep-going
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book serve test check lint format refresh rules clean distclean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@echo "LoRA from scratch. Usage: make TARGET [PYTHON=python3.12] [CHAPTER=05_lora_linear] [PORT=8000]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -n 1)."; \
+	  echo "Install one and name it: make book PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "'$(PYTHON) -m venv' failed: on Debian and Ubuntu install python3-venv"; rm -rf $(VENV); exit 1; }
+	@echo "Installing the pinned packages into $(VENV) (about 500 MB to download the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+setup: $(READY)  ## create .venv with the exact pins, if needed
+
+book: $(READY)  ## set up and build the book into _build/html, warnings as errors
+	@$(BUILD) --quiet
+	@echo "The book is ready. Open file://$(abspath $(PAGE))"
+	@echo "or run: make serve"
+
+serve: $(READY)  ## serve the built book on http://127.0.0.1:8000 (PORT=...)
+	@test -f $(PAGE) || { echo "There is no book yet: run make book"; exit 1; }
+	@echo "Open http://127.0.0.1:$(PORT) (Ctrl-C stops)"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+test: $(READY)  ## every test: all chapters re-executed, the package, the book's build
+	@status=0; \
+	$(CHAPTER_ENV) $(NBVAL) book/*.ipynb || status=1; \
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests || status=1; \
+	test $$status -eq 0 || echo "make test: something failed; the two summaries above say what"; \
+	exit $$status
+
+check: $(READY) lint  ## a contributor's loop, under three minutes: lint, fast tests, one chapter (CHAPTER=...)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -m "not slow" -q
+	@$(CHAPTER_ENV) $(NBVAL) -q book/$(or $(CHAPTER),02_low_rank_math).ipynb
+
+lint: $(READY)  ## ruff on code and notebooks, and the rules every chapter keeps
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python tools/rules.py
+
+format: $(READY)  ## let ruff lay out code and notebooks
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+refresh: $(READY)  ## execute a chapter and store its outputs (CHAPTER=05_lora_linear)
+	@$(CHAPTER_ENV) $(BIN)/python tools/refresh.py '$(CHAPTER)'
+
+clean:  ## remove what was built
+	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove what was built and .venv
+	rm -rf $(VENV)

@@ -1,0 +1,110 @@
+"""What only the chapters need: the package's own source on the page, and silence from the libraries."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import logging
+import os
+import textwrap
+import warnings
+from typing import Any
+
+__all__ = ["Source", "quiet", "show_source"]
+
+
+_LIBRARIES = (
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "huggingface_hub",
+    "matplotlib",
+    "peft",
+    "torch",
+    "transformers",
+)
+
+
+def quiet() -> None:
+    """Silence the libraries' progress bars, advice and warnings: a chapter prints only its own words.
+
+    Call it before transformers or datasets are imported: both read these variables once, at import.
+    """
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["DATASETS_VERBOSITY"] = "error"
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["TQDM_DISABLE"] = "1"
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # A warning of a chapter's own code still shows, and a test then refuses the chapter.
+    warnings.filterwarnings("ignore", module=rf"({'|'.join(_LIBRARIES)})\b")
+
+
+class Source:
+    """The source text of a class, function or module, shown highlighted where the front end can.
+
+    Attributes
+    ----------
+    text : str
+        The source, dedented and without a trailing newline. It is also the plain-text form, so a stored
+        output stops matching as soon as the package changes.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        # Only the classes, never a colour: the page's theme has a style for light and one for dark.
+        from pygments import highlight
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import PythonLexer
+
+        shown = highlight(self.text, PythonLexer(), HtmlFormatter(cssclass="highlight", wrapcode=False))
+        return f'<div class="highlight-python shown-source">{shown.rstrip()}</div>'
+
+
+def show_source(obj: Any, docstring: bool = True) -> Source:
+    """Show the source of something in the package.
+
+    Parameters
+    ----------
+    obj : class, function, method or module
+        What to show. Its source file must be present.
+    docstring : bool
+        False leaves the docstrings out, where the chapter has just said the same.
+
+    Returns
+    -------
+    Source
+        Make it the last expression of a cell.
+
+    Raises
+    ------
+    TypeError
+        If `obj` has no Python source (a built-in, a number, an instance).
+    """
+    try:
+        text = textwrap.dedent(inspect.getsource(inspect.unwrap(obj) if callable(obj) else obj))
+    except (TypeError, OSError) as error:
+        accepted = "pass a class, function, method or module"
+        raise TypeError(f"show_source was given {obj!r}, which has no Python source: {accepted}") from error
+    return Source((text if docstring else _without_docstrings(text)).rstrip("\n"))
+
+
+def _without_docstrings(text: str) -> str:
+    lines = text.splitlines()
+    holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    dropped: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        # A body that is only its docstring keeps it: without it the text would not be Python.
+        if isinstance(node, holders) and len(node.body) > 1 and ast.get_docstring(node, clean=False):
+            end = node.body[0].end_lineno or 0
+            while end < len(lines) and not lines[end].strip():
+                end += 1
+            dropped.update(range(node.body[0].lineno - 1, end))
+    return "\n".join(line for number, line in enumerate(lines) if number not in dropped)
