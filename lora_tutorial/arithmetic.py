@@ -14,30 +14,24 @@ from lora_tutorial.config import LoraConfig
 def lora_delta(lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
     """The update of a weight, ``scaling * B @ A`` (LoRA paper, equation 3 and section 4.1).
 
-    Parameters
-    ----------
-    lora_A
-        Shape (r, in).
-    lora_B
-        Shape (out, r).
-    scaling
-        ``lora_alpha / r``.
-
-    Returns
-    -------
-    Tensor
-        Shape (out, in), of rank at most r.
-
-    Raises
-    ------
-    ValueError
-        If the two shapes do not share the rank.
+    ``lora_A`` is (r, in), ``lora_B`` (out, r), the result (out, in) and of rank at most r. Factors that do
+    not share the rank raise ``ValueError``.
     """
     if lora_A.ndim != 2 or lora_B.ndim != 2 or lora_A.shape[0] != lora_B.shape[1]:
         raise ValueError(
-            f"lora_A must be (r, in) and lora_B (out, r); got {tuple(lora_A.shape)} and {tuple(lora_B.shape)}."
+            "lora_A must be (r, in) and lora_B (out, r) with one r; "
+            f"got {tuple(lora_A.shape)} and {tuple(lora_B.shape)}."
         )
     return scaling * (lora_B @ lora_A)
+
+
+def check_rank(r: int, in_features: int, out_features: int, layer: str = "a layer") -> None:
+    """Refuse a rank that no matrix of this shape can have."""
+    if r > min(in_features, out_features):
+        raise ValueError(
+            f"r = {r} is above {min(in_features, out_features)}, the smaller side of {layer} ({in_features} "
+            f"to {out_features}); choose a smaller r or leave the layer out of target_modules."
+        )
 
 
 def new_factors(
@@ -49,16 +43,9 @@ def new_factors(
 ) -> tuple[nn.Parameter, nn.Parameter]:
     """Draw ``lora_A`` (r, in) at random and set ``lora_B`` (out, r) to zero, so that the update starts at 0.
 
-    Raises
-    ------
-    ValueError
-        If the rank is above the smaller side of the weight: B @ A could not have it.
+    A rank above the smaller side of the weight raises ``ValueError``: B @ A could not have it.
     """
-    if config.r > min(in_features, out_features):
-        raise ValueError(
-            f"r = {config.r} is above {min(in_features, out_features)}, the smaller side of a layer from "
-            f"{in_features} to {out_features}; choose a smaller r or leave this layer out of target_modules."
-        )
+    check_rank(config.r, in_features, out_features)
     lora_A = nn.Parameter(torch.empty(config.r, in_features, device=device, dtype=dtype))
     lora_B = nn.Parameter(torch.zeros(out_features, config.r, device=device, dtype=dtype))
     if config.init == "gaussian":
@@ -77,7 +64,7 @@ class LoraModule(ABC):
 
     lora_config: LoraConfig
     lora_enabled: bool = True
-    _originals: dict[str, Tensor] | None = None
+    _originals: dict[str, Tensor] | None = None  # set while merged
 
     @abstractmethod
     def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -96,6 +83,11 @@ class LoraModule(ABC):
     def merged(self) -> bool:
         """Whether the weights hold their updates."""
         return self._originals is not None
+
+    @property
+    def originals(self) -> dict[str, Tensor]:
+        """The weights that `merge` replaced, by name; empty unless merged."""
+        return self._originals or {}
 
     @property
     def lora_active(self) -> bool:
@@ -120,7 +112,9 @@ class LoraModule(ABC):
         new = {name: (w + self.lora_delta(name)).to(w.dtype) for name, w in weights.items()}
         for name, value in new.items():
             if not torch.isfinite(value).all():
-                raise ValueError(f"Merging would make {name} infinite or NaN in {value.dtype}; nothing was merged.")
+                raise ValueError(
+                    f"Merging would make {name} infinite or NaN in {value.dtype}; nothing was merged."
+                )
         self._originals = {name: w.detach().clone() for name, w in weights.items()}
         for name, w in weights.items():
             w.copy_(new[name])
@@ -128,7 +122,6 @@ class LoraModule(ABC):
     @torch.no_grad()
     def unmerge(self) -> None:
         """Put the original weights back, bit for bit; without a merge it does nothing."""
-        if self._originals is not None:
-            for name, original in self._originals.items():
-                self.get_parameter(name).copy_(original)
-            self._originals = None
+        for name, original in self.originals.items():
+            self.get_parameter(name).copy_(original)
+        self._originals = None

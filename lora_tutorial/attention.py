@@ -50,7 +50,9 @@ class LoraRobertaSelfAttention(LoraModule, RobertaSelfAttention):
         self.lora_value_A, self.lora_value_B = new_factors(*size, self.lora_config)
 
     @classmethod
-    def from_attention(cls, base: RobertaSelfAttention, r: int, lora_alpha: float | None = None) -> LoraRobertaSelfAttention:
+    def from_attention(
+        cls, base: RobertaSelfAttention, r: int, lora_alpha: float | None = None
+    ) -> LoraRobertaSelfAttention:
         """Adapt an existing module: same query, key and value (not copies), same device, dtype and mode."""
         with torch.device(base.query.weight.device):
             module = cls(base.config, r, lora_alpha, base.is_causal, base.layer_idx)
@@ -85,7 +87,9 @@ class LoraRobertaSelfAttention(LoraModule, RobertaSelfAttention):
     def _add_update(self, y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         if not self.lora_active:
             return y
-        update = F.linear(F.linear(x.to(lora_A.dtype), lora_A), lora_B)  # (..., hidden) -> (..., r) -> (..., hidden)
+        update = F.linear(
+            F.linear(x.to(lora_A.dtype), lora_A), lora_B
+        )  # (..., hidden) -> (..., r) -> (..., hidden)
         return (y + update * self.lora_scaling).to(y.dtype)
 
     def forward(

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 ALL_LINEAR = "all-linear"
-BIASES = ("none", "all", "lora_only")
-INITS = ("kaiming", "gaussian")
 
 
 @dataclass(frozen=True)
@@ -25,18 +23,17 @@ class LoraConfig:
     lora_dropout
         Probability in [0, 1) of dropping an input of the low-rank path while training.
     target_modules
-        Which linear layers to adapt: a sequence of names or name endings (``"query"``,
-        ``"attention.output.dense"``), one regular expression that must match the whole name, or
-        ``"all-linear"``.
+        Which linear layers to adapt: a list of names or name endings (``"attention.output.dense"``), one
+        regular expression that must match the whole name, or ``"all-linear"``.
     bias
         Which biases train: ``"none"``, ``"all"``, or those of adapted layers (``"lora_only"``).
     modules_to_save
         Names or name endings of modules that train whole and are saved with the adapter (a head).
     use_rslora
-        Scale by ``lora_alpha / sqrt(r)`` (Kalajdzievski 2023, arXiv:2312.03732) instead of
-        ``lora_alpha / r`` (LoRA paper, section 4.1).
+        Scale by ``lora_alpha / sqrt(r)`` (rsLoRA, arXiv:2312.03732) instead of ``lora_alpha / r``
+        (LoRA paper, section 4.1).
     init
-        How ``lora_A`` starts: ``"kaiming"`` uniform in ±1/sqrt(in) or ``"gaussian"`` with standard
+        How ``lora_A`` starts: ``"kaiming"`` uniform in ±1/sqrt(in), or ``"gaussian"`` with standard
         deviation 1/r. ``lora_B`` starts at zero.
 
     Raises
@@ -55,25 +52,25 @@ class LoraConfig:
     init: str = "kaiming"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
-            raise ValueError(f"r is the rank, a positive integer; got {self.r!r}.")
-        if not _is_number(self.lora_alpha) or not self.lora_alpha > 0:
-            raise ValueError(f"lora_alpha must be a positive, finite number; got {self.lora_alpha!r}.")
-        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout is a probability in [0, 1); got {self.lora_dropout!r}.")
-        if self.bias not in BIASES:
-            raise ValueError(f"bias must be one of {', '.join(BIASES)}; got {self.bias!r}.")
-        if self.init not in INITS:
-            raise ValueError(f"init must be one of {', '.join(INITS)}; got {self.init!r}.")
-        if not isinstance(self.use_rslora, bool):
-            raise TypeError(f"use_rslora must be True or False; got {self.use_rslora!r}.")
+        def require(field: str, good: bool, accepted: str) -> None:
+            if not good:
+                raise ValueError(f"{field} must be {accepted}; got {getattr(self, field)!r}.")
+
+        require("r", type(self.r) is int and self.r > 0, "the rank, a positive integer")
+        require("lora_alpha", _is_number(self.lora_alpha) and self.lora_alpha > 0, "positive and finite")
+        require("lora_dropout", _is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1, "in [0, 1)")
+        require("bias", self.bias in ("none", "all", "lora_only"), "none, all or lora_only")
+        require("use_rslora", isinstance(self.use_rslora, bool), "True or False")
+        require("init", self.init in ("kaiming", "gaussian"), "kaiming or gaussian")
+        require("target_modules", bool(self.target_modules), 'names of layers, a pattern or "all-linear"')
         if isinstance(self.target_modules, str):
-            _check_pattern(self.target_modules)
+            try:
+                re.compile(self.target_modules)
+            except re.error as error:
+                message = f"target_modules {self.target_modules!r} is not a regular expression: {error}."
+                raise ValueError(message) from error
         else:
-            names = _names("target_modules", self.target_modules)
-            if not names:
-                raise ValueError('target_modules is empty; name a layer, or use "all-linear".')
-            object.__setattr__(self, "target_modules", names)
+            object.__setattr__(self, "target_modules", _names("target_modules", self.target_modules))
         object.__setattr__(self, "modules_to_save", _names("modules_to_save", self.modules_to_save))
 
     @property
@@ -83,13 +80,14 @@ class LoraConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LoraConfig:
         """The inverse of `to_dict`; an unknown key raises ``ValueError``."""
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        if unknown:
+        if unknown := sorted(set(values) - set(cls.__dataclass_fields__)):
             known = ", ".join(cls.__dataclass_fields__)
             raise ValueError(f"Unknown LoRA settings: {', '.join(unknown)}. Known are: {known}.")
         return cls(**values)
@@ -99,22 +97,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_pattern(pattern: str) -> None:
-    if not pattern:
-        raise ValueError('target_modules is empty; name a layer, or use "all-linear".')
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"target_modules {pattern!r} is not a regular expression: {error}.") from error
-
-
 def _names(field: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str):
-        raise TypeError(f"{field} must be a list of names; got the string {value!r}. Write [{value!r}].")
-    if not isinstance(value, (list, tuple, set, frozenset)):
-        raise TypeError(f"{field} must be a list of names; got {value!r}.")
-    names = tuple(sorted(value) if isinstance(value, (set, frozenset)) else value)
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"{field} must hold names of modules; got {name!r}.")
-    return names
+    """A list of names as a tuple; a bare string would otherwise be read letter by letter."""
+    if not isinstance(value, (list, tuple, set)) or not all(isinstance(v, str) and v for v in value):
+        raise TypeError(f"{field} must be a list of module names, as in ['query', 'value']; got {value!r}.")
+    return tuple(sorted(value) if isinstance(value, set) else value)

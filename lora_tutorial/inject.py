@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from lora_tutorial.arithmetic import LoraModule
+from lora_tutorial.arithmetic import LoraModule, check_rank
 from lora_tutorial.config import ALL_LINEAR, LoraConfig
 from lora_tutorial.layers import LoraLinear
 from lora_tutorial.merging import lora_modules
@@ -41,10 +41,9 @@ def inject_lora(
 
     Raises
     ------
-    ValueError
-        If the model holds adapters already, a name matches nothing or r is too large for a layer.
-    TypeError
-        If a target is no linear layer.
+    TypeError, ValueError
+        If a target is no linear layer, a name matches nothing, r is too large for a layer, or the model
+        holds adapters already.
     """
     if any(True for _ in lora_modules(model)):
         raise ValueError("The model holds LoRA adapters already; inject into a fresh copy of the base.")
@@ -77,37 +76,27 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     else:
         names = matching_modules(model, config.target_modules, "target_modules")
     names = [n for n in names if n and not any(n == s or n.startswith(s + ".") for s in saved)]
+    linears = f"Linear layers here end in: {_endings(model, nn.Linear)}."
     if not names:
-        raise ValueError(
-            f"target_modules {config.target_modules!r} matches no layer that is not trained whole. "
-            f"Linear layers here end in: {_endings(model)}."
-        )
+        raise ValueError(f"target_modules {config.target_modules!r} leaves no layer to adapt. {linears}")
     for name in names:
         module = model.get_submodule(name)
         if not isinstance(module, nn.Linear):
-            raise TypeError(
-                f"target_modules selects {name}, a {type(module).__name__}; LoRA adapts nn.Linear only. "
-                f"Linear layers here end in: {_endings(model)}."
-            )
-        if config.r > min(module.in_features, module.out_features):
-            raise ValueError(
-                f"r = {config.r} is above the smaller side of {name}, "
-                f"{module.in_features} to {module.out_features}; choose a smaller r or leave that layer out."
-            )
+            kind = type(module).__name__
+            raise TypeError(f"target_modules selects {name}, a {kind}; LoRA adapts nn.Linear only. {linears}")
+        check_rank(config.r, module.in_features, module.out_features, name)
     return names
 
 
 def matching_modules(model: nn.Module, entries: Iterable[str], field: str) -> list[str]:
     """Names of modules that equal an entry or end in ``.entry``; an entry without a match raises."""
-    found: dict[str, None] = {}
+    found: set[str] = set()
     for entry in entries:
-        names = [n for n, _ in _modules(model) if n == entry or n.endswith("." + entry)]
+        names = {n for n, _ in _modules(model) if n == entry or n.endswith("." + entry)}
         if not names:
-            raise ValueError(
-                f"{field}: {entry!r} matches no module of this {type(model).__name__}. "
-                f"Linear layers here end in: {_endings(model)}."
-            )
-        found.update(dict.fromkeys(names))
+            known = _endings(model, nn.Linear if field == "target_modules" else nn.Module)
+            raise ValueError(f"{field}: {entry!r} matches no module. Names here end in: {known}.")
+        found |= names
     return [n for n, _ in _modules(model) if n in found]
 
 
@@ -115,9 +104,9 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return model.named_modules(remove_duplicate=False)
 
 
-def _endings(model: nn.Module) -> str:
-    ends = {n.rpartition(".")[2] for n, m in _modules(model) if isinstance(m, nn.Linear)}
-    return ", ".join(sorted(ends)) or "(there is none)"
+def _endings(model: nn.Module, kind: type[nn.Module]) -> str:
+    ends = {n.rpartition(".")[2] for n, m in _modules(model) if isinstance(m, kind)}
+    return ", ".join(sorted(e for e in ends if not e.isdigit())) or "(none)"
 
 
 def freeze_parameters_except_lora_and_bias(
@@ -125,15 +114,9 @@ def freeze_parameters_except_lora_and_bias(
 ) -> None:
     """Let only the adapters train, and what is asked for beside them.
 
-    Parameters
-    ----------
-    model
-        A model that holds `LoraModule` layers.
-    bias
-        ``"none"``, ``"all"`` (every parameter named ``bias``, those of LayerNorms too) or ``"lora_only"``
-        (the biases of adapted layers).
-    layer_norms, embeddings
-        Whether the parameters of ``nn.LayerNorm`` and of ``nn.Embedding`` modules train as well.
+    ``bias`` is ``"none"``, ``"all"`` (every parameter named ``bias``, those of LayerNorms too) or
+    ``"lora_only"`` (those of adapted layers). ``layer_norms`` and ``embeddings`` say whether the parameters
+    of ``nn.LayerNorm`` and ``nn.Embedding`` modules train as well.
     """
     model.requires_grad_(False)
     for _, module in lora_modules(model):
@@ -156,10 +139,7 @@ def freeze_parameters_except_lora_and_bias(
 def disable_lora(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block the low-rank paths add nothing. Trained biases, norms and heads stay as they are.
 
-    Raises
-    ------
-    RuntimeError
-        If adapters are merged: their weights hold the update, so there is nothing to switch off.
+    Merged adapters raise ``RuntimeError``: the weights hold the update, so there is nothing to switch off.
     """
     modules = [module for _, module in lora_modules(model)]
     if any(module.merged for module in modules):
@@ -189,7 +169,9 @@ class ParameterCount(NamedTuple):
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the parameters of a model; one that two modules share counts once."""
     parameters = list(model.parameters())
-    return ParameterCount(sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
+    return ParameterCount(
+        sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    )
 
 
 def print_trainable_parameters(model: nn.Module) -> None:

@@ -69,6 +69,6 @@ def _refuse_tied_weights(model: nn.Module, modules: list[tuple[str, LoraModule]]
             tied = owners[id(module.get_parameter(weight))]
             if len(tied) > 1:
                 raise ValueError(
-                    f"{name}.{weight} is tied: {', '.join(tied)} share it, and merging would change them all. "
-                    "Leave the layer out of target_modules, or do not merge."
+                    f"{name}.{weight} is tied: {', '.join(tied)} share it, and merging would change them "
+                    "all. Leave the layer out of target_modules, or do not merge."
                 )

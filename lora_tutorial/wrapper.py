@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
@@ -54,30 +55,19 @@ class LoraWrapperRoberta(nn.Module):
         weights: str = "pretrained",
         lora_alpha: float | None = None,
     ) -> None:
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
         outputs = _number_of_outputs(task_type, num_classes)
         if not 0 <= dropout_rate < 1:
             raise ValueError(f"dropout_rate is a probability in [0, 1); got {dropout_rate!r}.")
-        self.init_args = {
-            "task_type": task_type,
-            "num_classes": num_classes,
-            "dropout_rate": dropout_rate,
-            "model_id": str(model_id),
-            "lora_rank": lora_rank,
-            "train_biases": train_biases,
-            "train_embedding": train_embedding,
-            "train_layer_norms": train_layer_norms,
-            "weights": weights,
-            "lora_alpha": lora_alpha,
-        }
+        self.init_args = arguments | {"model_id": str(model_id)}  # what an adapter needs to build this again
         self.task_type = task_type
         self.model = load_encoder(model_id, weights=weights).model
         self.config = self.model.config
-        parameter = next(self.model.parameters())
-        where = {"device": parameter.device, "dtype": parameter.dtype}
-        self.finetune_head_norm = nn.LayerNorm(self.config.hidden_size, **where)
-        self.finetune_head_dropout = nn.Dropout(dropout_rate)
-        self.finetune_head_classifier = nn.Linear(self.config.hidden_size, outputs, **where)
+        with torch.device(self.model.device):
+            self.finetune_head_norm = nn.LayerNorm(self.config.hidden_size)
+            self.finetune_head_dropout = nn.Dropout(dropout_rate)
+            self.finetune_head_classifier = nn.Linear(self.config.hidden_size, outputs)
         self.replace_self_attention(self.model, lora_rank, lora_alpha)
         freeze_parameters_except_lora_and_bias(
             self.model, "all" if train_biases else "none", train_layer_norms, train_embedding
@@ -105,12 +95,8 @@ class LoraWrapperRoberta(nn.Module):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
     ) -> SequenceClassifierOutput | QuestionAnsweringModelOutput:
-        """Encode (batch, tokens) and score it; with labels or positions the loss comes along.
-
-        Returns
-        -------
-        SequenceClassifierOutput or QuestionAnsweringModelOutput
-            ``logits`` (batch, classes), or ``start_logits`` and ``end_logits`` (batch, tokens).
+        """Score ``input_ids`` (batch, tokens): ``logits`` (batch, classes), or for SQuAD ``start_logits`` and
+        ``end_logits`` (batch, tokens). With labels or positions the ``loss`` comes along.
         """
         hidden = self.model(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
