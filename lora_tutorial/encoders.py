@@ -91,7 +91,9 @@ def load_encoder(
             raise TypeError(f"{key}={config_overrides[key]!r}: RobertaConfig has no setting {key!r}.")
     if weights == "pretrained":
         folder = _checkpoint(name)
-        return Encoder(_load_weights(folder, model_class, config_overrides), load_tokenizer(folder))
+        model = _load_weights(folder, model_class, config_overrides)
+        model.config.name_or_path = str(name)  # what loads it again anywhere, not this machine's cache
+        return Encoder(model, load_tokenizer(folder))
     settings = _settings(name)
     if "num_labels" in config_overrides:  # a saved head's label names would contradict it
         settings = {key: value for key, value in settings.items() if key not in ("id2label", "label2id")}
