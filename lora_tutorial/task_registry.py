@@ -1,0 +1,148 @@
+"""The tasks: one row each, with columns, labels, score and the place of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_tutorial import corpora
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its columns, its labels, its score and where its data are.
+
+    Attributes
+    ----------
+    name
+        The name ``load_task`` takes.
+    columns
+        The text columns, one or two, in the order in which they go to the tokenizer.
+    metric
+        The name ``metrics.load_metric`` takes.
+    labels
+        Names of the classes, in the order of their numbers; empty for a regression and for SQuAD.
+    label_range
+        Lowest and highest label of a regression; ``None`` for the other tasks.
+    path, config
+        Data set and configuration on the hub; ``path`` is empty where the data are embedded.
+    splits
+        Our split to the names it may have in the source; the first that exists is taken.
+    shares_text_with
+        Tasks that hold some of the same texts, so that training on one spoils a score on the other.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    metric: str
+    labels: tuple[str, ...] = ()
+    label_range: tuple[float, float] | None = None
+    path: str = ""
+    config: str | None = None
+    splits: dict[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"train": ("train",), "validation": ("validation",), "test": ("test",)},
+        hash=False,
+    )
+    shares_text_with: frozenset[str] = frozenset()
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a number to predict instead of a class."""
+        return self.label_range is not None
+
+    @property
+    def extractive(self) -> bool:
+        """Whether the answer is a span of the context (SQuAD)."""
+        return self.metric.startswith("squad")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the data need no hub."""
+        return not self.path
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the head: the classes, 1 for a regression, 2 (start and end) for SQuAD."""
+        return 2 if self.extractive else (1 if self.regression else len(self.labels))
+
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        """The columns that the source must have."""
+        return (*self.columns, "answers", "id") if self.extractive else (*self.columns, "label")
+
+
+def _glue(name: str, columns: str, labels: str, metric: str = "accuracy", **more: Any) -> Task:
+    return Task(
+        name, tuple(columns.split()), metric, tuple(labels.split()), path="nyu-mll/glue", config=name, **more
+    )
+
+
+def _squad(name: str) -> Task:
+    splits = {"train": ("train", "train_slice"), "validation": ("validation",)}
+    return Task(name, ("question", "context"), name, path=f"rajpurkar/{name}", splits=splits)
+
+
+def _corpus(name: str, **more: Any) -> tuple[Task, Task]:
+    limits = (-corpora.RATING_LIMIT, corpora.RATING_LIMIT)
+    return (
+        Task(name, ("text",), "accuracy", corpora.LABELS, **more),
+        Task(f"{name}-rating", ("text",), "pearson_spearman", label_range=limits, **more),
+    )
+
+
+_MNLI_SPLITS = {
+    "train": ("train",),
+    "validation": ("validation_matched",),
+    "validation_mismatched": ("validation_mismatched",),
+    "test": ("test_matched",),
+}
+# The columns and label orders are those of nyu-mll/glue, rajpurkar/squad and rajpurkar/squad_v2.
+_PAIR = "sentence1 sentence2"
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        *_corpus("reviews", shares_text_with=frozenset({"sst2"})),  # 732 of SST-2's 872 validation sentences
+        *_corpus("products"),
+        *_corpus("editorials"),
+        *_corpus("tweets"),
+        _glue("cola", "sentence", "unacceptable acceptable", "matthews"),
+        _glue(
+            "sst2",
+            "sentence",
+            "negative positive",
+            shares_text_with=frozenset({"reviews", "reviews-rating"}),
+        ),
+        # 111 of STS-B's 1,500 validation pairs are training pairs of MRPC, word for word.
+        _glue(
+            "mrpc", _PAIR, "not_equivalent equivalent", "accuracy_f1", shares_text_with=frozenset({"stsb"})
+        ),
+        _glue(
+            "stsb",
+            _PAIR,
+            "",
+            "pearson_spearman",
+            label_range=(0.0, 5.0),
+            shares_text_with=frozenset({"mrpc"}),
+        ),
+        _glue("qqp", "question1 question2", "not_duplicate duplicate", "accuracy_f1"),
+        _glue("mnli", "premise hypothesis", "entailment neutral contradiction", splits=_MNLI_SPLITS),
+        _glue("qnli", "question sentence", "entailment not_entailment"),
+        _glue("rte", _PAIR, "entailment not_entailment"),
+        _glue("wnli", _PAIR, "not_entailment entailment"),
+        _squad("squad"),
+        _squad("squad_v2"),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """The row of a task.
+
+    Raises
+    ------
+    ValueError
+        If there is no such task; the message lists those there are.
+    """
+    if name not in TASKS:
+        raise ValueError(f"There is no task {name!r}; the tasks are {', '.join(TASKS)}.")
+    return TASKS[name]

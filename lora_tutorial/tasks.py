@@ -1,0 +1,157 @@
+"""Load a task's data from wherever they are, and check them.
+
+The rows of the tasks are in ``task_registry``; tokenising and batching are in ``batches``. Both are reached
+from here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow
+import pyarrow.parquet
+from datasets import Dataset, DatasetDict, load_dataset
+
+from lora_tutorial import corpora, hub
+from lora_tutorial.batches import make_loader, tokenize
+from lora_tutorial.data_checks import check_split, has_no_labels
+from lora_tutorial.task_registry import TASKS, Task, get_task
+
+__all__ = [
+    "TASKS",
+    "LoadedTask",
+    "Task",
+    "check_no_overlap",
+    "count_shared_rows",
+    "get_task",
+    "load_task",
+    "make_loader",
+    "tokenize",
+]
+
+
+class LoadedTask(NamedTuple):
+    """A task and its data: ``train``, ``validation`` and ``test``, as far as the source has them labelled."""
+
+    task: Task
+    data: DatasetDict
+
+
+def load_task(name: str, source: str | os.PathLike[str] = "auto") -> LoadedTask:
+    """Load a task's data and check every row.
+
+    Parameters
+    ----------
+    name
+        A key of ``TASKS``.
+    source
+        ``"embedded"``; ``"hub"``; a folder that holds ``<task>/<split>.parquet`` in the hub's schema; or
+        ``"auto"``: embedded where possible, else the folder in ``LORA_TUTORIAL_DATA`` if set, else the hub.
+
+    Returns
+    -------
+    LoadedTask
+        The splits the source has. A split whose labels are all -1, as GLUE's test splits on the hub, is not
+        among them.
+
+    Raises
+    ------
+    ValueError
+        If there is no such task, the source does not have it, or a row is wrong: a missing column, an empty
+        split, a label out of range, a SQuAD answer that is not at its offset.
+    FileNotFoundError
+        If the folder is missing or has no file for the task.
+    HubUnreachableError
+        If the hub is needed and does not answer.
+    AssetError
+        If embedded data are needed and cannot be fetched.
+    """
+    task = get_task(name)
+    if source == "auto":
+        source = "embedded" if task.embedded else os.environ.get("LORA_TUTORIAL_DATA") or "hub"
+    if (source == "embedded") != task.embedded:
+        own = [other.name for other in TASKS.values() if other.embedded == (source == "embedded")]
+        raise ValueError(f"Task {name!r} is not in source {str(source)!r}, which has {', '.join(own)}.")
+    if source == "embedded":
+        data = corpora.load_corpus(name.removesuffix("-rating"), task.regression)
+    else:
+        found = _from_hub(task) if source == "hub" else _from_folder(task, Path(source))
+        data = DatasetDict()
+        for split, names in task.splits.items():
+            for existing in [candidate for candidate in names if candidate in found][:1]:
+                data[split] = found[existing]
+    data = DatasetDict({split: rows for split, rows in data.items() if not has_no_labels(task, split, rows)})
+    for split, rows in data.items():
+        check_split(task, split, rows)
+    if not data:
+        raise ValueError(f"Source {str(source)!r} has no labelled split of task {name!r}.")
+    return LoadedTask(task, data)
+
+
+def check_no_overlap(trained_on: Task | str, reported_on: Task | str) -> None:
+    """Refuse a score on texts that the model may have been trained on.
+
+    A task's own splits are taken to be disjoint.
+
+    Raises
+    ------
+    ValueError
+        If the two tasks share texts, or there is no such task.
+    """
+    first = get_task(trained_on) if isinstance(trained_on, str) else trained_on
+    second = get_task(reported_on) if isinstance(reported_on, str) else reported_on
+    if second.name in first.shares_text_with or first.name in second.shares_text_with:
+        raise ValueError(
+            f"{first.name!r} and {second.name!r} share texts: a model trained on one may not be scored on "
+            "the other; report another task."
+        )
+
+
+def count_shared_rows(trained_on: LoadedTask, reported_on: LoadedTask, split: str = "validation") -> int:
+    """How many rows of a split also stand in another task's data, whatever the split, the label or the case.
+
+    Rows are compared by ``corpora.text_key`` of every text column, so that spaces and punctuation do not
+    count: SST-2 has "it 's" where the reviews have "it's".
+
+    Raises
+    ------
+    ValueError
+        If ``reported_on`` has no such split.
+    """
+    if split not in reported_on.data:
+        raise ValueError(
+            f"{reported_on.task.name!r} has no split {split!r}; it has {', '.join(reported_on.data)}."
+        )
+    known = {row for rows in trained_on.data.values() for row in _keys(trained_on.task, rows)}
+    return sum(row in known for row in _keys(reported_on.task, reported_on.data[split]))
+
+
+def _keys(task: Task, rows: Dataset) -> list[tuple[str, ...]]:
+    texts = zip(*(rows[column] for column in task.columns), strict=True)
+    return [tuple(corpora.text_key(text) for text in row) for row in texts]
+
+
+def _from_folder(task: Task, folder: Path) -> dict[str, Dataset]:
+    files = sorted((folder / task.name).glob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder / task.name} has no parquet file; give source='hub', or a folder that holds "
+            f"{task.name}/validation.parquet and the like (LORA_TUTORIAL_DATA names it for every command)."
+        )
+    wanted = {name for names in task.splits.values() for name in names}
+    try:
+        return {file.stem: Dataset(pyarrow.parquet.read_table(file)) for file in files if file.stem in wanted}
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"A file in {folder / task.name} is not readable parquet ({error}).") from error
+
+
+def _from_hub(task: Task) -> DatasetDict:
+    hub.require_hub(
+        task.path,
+        "dataset",
+        "without it name a folder of parquet files in LORA_TUTORIAL_DATA, or take 'reviews' or another "
+        "embedded task",
+    )
+    return load_dataset(task.path, task.config)
