@@ -15,6 +15,7 @@ __all__ = ["Source", "quiet", "show_source"]
 
 _LIBRARIES = (
     "accelerate",
+    "bitsandbytes",
     "datasets",
     "evaluate",
     "huggingface_hub",
