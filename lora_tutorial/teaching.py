@@ -22,6 +22,7 @@ _LIBRARIES = (
     "matplotlib",
     "peft",
     "torch",
+    "tqdm",
     "transformers",
 )
 
