@@ -72,6 +72,6 @@ def _check_answers(task: Task, where: str, rows: Dataset) -> None:
                 found = context[start : start + len(text)]
                 if start < 0 or not text or found != text:
                     raise ValueError(
-                        f"{where}: the answer {text!r} of {identifier} is not at offset {start} of its context, "
-                        f"where {found!r} stands."
+                        f"{where}: the answer {text!r} of {identifier} is not at offset {start} of its "
+                        f"context, where {found!r} stands."
                     )

@@ -1,8 +1,30 @@
 """What several test files share."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import RobertaConfig, RobertaModel
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """The folder of real GLUE and SQuAD files; without one the test is skipped, unless it was promised."""
+    folder = os.environ.get("LORA_TUTORIAL_DATA")
+    if not folder and os.environ.get("LORA_TUTORIAL_REQUIRE_DATA"):
+        pytest.fail("LORA_TUTORIAL_REQUIRE_DATA is set and LORA_TUTORIAL_DATA is not")
+    if not folder:
+        pytest.skip("LORA_TUTORIAL_DATA names no folder of GLUE and SQuAD files")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The encoder that needs no hub: (model, tokenizer). Read only: do not train it or change it."""
+    from lora_tutorial.encoders import load_encoder
+
+    return load_encoder("minilm")
 
 
 @pytest.fixture(scope="session")
