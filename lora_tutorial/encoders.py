@@ -39,7 +39,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
 
 
 class Encoder(NamedTuple):
-    """A model in evaluation mode, and its tokenizer (``None`` where bare shapes come without one)."""
+    """A model in evaluation mode, and its tokenizer (``None`` where the shapes or the folder come without one)."""
 
     model: RobertaFamily
     tokenizer: PreTrainedTokenizerBase | None
@@ -93,21 +93,29 @@ def load_encoder(
         folder = _checkpoint(name)
         model = _load_weights(folder, model_class, config_overrides)
         model.config.name_or_path = str(name)  # what loads it again anywhere, not this machine's cache
-        return Encoder(model, load_tokenizer(folder))
+        return Encoder(model, _local_tokenizer(folder))
     settings = _settings(name)
     if "num_labels" in config_overrides:  # a saved head's label names would contradict it
         settings = {key: value for key, value in settings.items() if key not in ("id2label", "label2id")}
     config = RobertaConfig(**(settings | config_overrides))
     with torch.device("meta") if weights == "meta" else contextlib.nullcontext():
         model = model_class(config).eval()
-    local = _local_folder(name)
-    return Encoder(model, load_tokenizer(local) if local else None)
+    return Encoder(model, _local_tokenizer(_local_folder(name)))
 
 
 def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that belongs to ``name`` (see ``load_encoder``, also for what it raises)."""
-    with quiet():
-        return AutoTokenizer.from_pretrained(str(_checkpoint(name)))
+    """Load the tokenizer that belongs to ``name`` (see ``load_encoder``, also for what it raises).
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds a model without a tokenizer.
+    """
+    folder = _checkpoint(name)
+    tokenizer = _local_tokenizer(folder)
+    if tokenizer is None:
+        raise FileNotFoundError(f"{folder} has no tokenizer.json; save the tokenizer beside the model.")
+    return tokenizer
 
 
 @contextlib.contextmanager
@@ -135,6 +143,15 @@ def _local_folder(name: str | os.PathLike[str]) -> Path | None:
     if Path(name).is_dir():
         return Path(name)
     return hub.cached_checkpoint(str(name))
+
+
+def _local_tokenizer(folder: Path | None) -> PreTrainedTokenizerBase | None:
+    # Without these files transformers makes a tokenizer of five tokens and says nothing.
+    files = ("tokenizer.json", "vocab.json", "vocab.txt")
+    if folder is None or not any((folder / file).is_file() for file in files):
+        return None
+    with quiet():
+        return AutoTokenizer.from_pretrained(folder)
 
 
 def _checkpoint(name: str | os.PathLike[str]) -> Path:

@@ -51,8 +51,6 @@ def test_shapes_without_memory_or_hub_have_the_published_sizes(no_hub, name, mod
     model, _ = load_encoder(name, weights="meta", model_class=model_class, **overrides)
     assert isinstance(model, model_class) and not model.training
     assert all(parameter.is_meta for parameter in model.parameters())
-    if model_class is RobertaForSequenceClassification:  # its encoder has no pooler, its head a layer more
-        assert model.num_labels == 2
     assert parameters(model) == count
 
 
@@ -114,6 +112,13 @@ def test_loading_writes_to_neither_stream_and_restores_the_settings(minilm, capf
 def test_wrong_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         load_encoder(**arguments)
+
+
+def test_a_folder_without_a_tokenizer_has_none_instead_of_one_of_five_tokens(tiny_roberta):
+    assert load_encoder(tiny_roberta).tokenizer is None
+    assert load_encoder(tiny_roberta, weights="meta").tokenizer is None
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.json"):
+        load_tokenizer(tiny_roberta)
 
 
 def test_folders_that_hold_no_whole_roberta_are_refused(tmp_path, tiny_roberta):
