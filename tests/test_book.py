@@ -1,0 +1,285 @@
+"""The stored book: every chapter keeps the rules, every rule can fail, the pages build without a warning."""
+
+import ast
+import copy
+import importlib.metadata
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import rules
+import yaml
+from rules import BOOK, ROOT, RULES, TEMPLATE, chapters, code_cells, read, text_of
+
+PAGES = [*chapters(), TEMPLATE]
+
+
+def run(*command, **kwargs):
+    """Run a program of the tests' own environment; both streams come back as one text."""
+    kwargs = {"cwd": ROOT, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | kwargs
+    program = Path(sys.executable).parent / command[0]
+    return subprocess.run([program, *command[1:]], check=False, **kwargs)
+
+
+# --- what is stored
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_chapter_keeps_rule(path, rule):
+    assert rule(read(path)) == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_chapter_is_a_valid_notebook(path):
+    nbformat.validate(nbformat.read(path, as_version=4))
+
+
+def listed_pages():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    return [toc["root"], *(page["file"] for part in toc["parts"] for page in part["chapters"])]
+
+
+def test_every_page_is_listed_once_and_exists():
+    pages = [path for kind in ("ipynb", "md") for path in BOOK.glob(f"*.{kind}") if path.name[0] != "_"]
+    assert sorted(listed_pages()) == sorted(f"book/{path.stem}" for path in pages)
+
+
+def test_repository_address_is_set_in_one_place():
+    address = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    cell = text_of(code_cells(read(TEMPLATE))[0]["source"])
+    assert f'REPOSITORY = "{address}"' in cell
+
+
+# --- every rule can fail
+
+IMAGE = {
+    "output_type": "display_data",
+    "metadata": {},
+    "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"},
+}
+ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "", "traceback": []}
+
+
+def stream(text, name="stdout"):
+    return {"output_type": "stream", "name": name, "text": text}
+
+
+def html(text):
+    return {"output_type": "display_data", "metadata": {}, "data": {"text/html": text}}
+
+
+def good():
+    """The template, which keeps every rule."""
+    return copy.deepcopy(read(TEMPLATE))
+
+
+def with_output(output):
+    notebook = good()
+    code_cells(notebook)[1]["outputs"] = [output]
+    return notebook
+
+
+def with_cell(number=1, **fields):
+    notebook = good()
+    code_cells(notebook)[number].update(fields)
+    return notebook
+
+
+def with_metadata(**metadata):
+    notebook = good()
+    notebook["metadata"].update(metadata)
+    return notebook
+
+
+def with_text(text):
+    notebook = good()
+    notebook["cells"].append({"cell_type": "markdown", "metadata": {}, "source": text})
+    return notebook
+
+
+def unexecuted():
+    notebook = good()
+    for cell in code_cells(notebook):
+        cell.update(execution_count=None, outputs=[])
+    return notebook
+
+
+IGNORED = {"tags": ["nbval-ignore-output"]}
+PNG = IMAGE["data"]
+BAD = [
+    ("executed", unexecuted()),
+    ("executed", with_cell(execution_count=7)),
+    ("executed", with_cell(number=-1, execution_count=None)),
+    ("executed", with_cell(execution_count=1)),
+    ("no_error", with_output(ERROR)),
+    ("no_stderr", with_output(stream("UserWarning: careful", "stderr"))),
+    ("no_machine_path", with_output(stream("saved in /home/anna/adapter"))),
+    ("no_machine_path", with_output(stream(r"C:\Users\anna"))),
+    ("no_machine_path", with_output(stream("file:///tmp/x/page.html"))),
+    ("no_machine_path", with_output(html(f"<code>{ROOT}/lora_tutorial</code>"))),
+    ("no_machine_path", with_output({**ERROR, "traceback": ["lib/python3.12/site-packages/torch"]})),
+    ("outputs_small", with_output(stream("x" * 300_001))),
+    ("ignored_outputs_assert", with_cell(metadata=IGNORED, source="score = 0.8\nprint('assert')  # assert")),
+    ("images_have_alt", with_output(IMAGE)),
+    ("images_have_alt", with_cell(outputs=[IMAGE], metadata={"mystnb": {"image": {"alt": "plot"}}})),
+    ("images_have_alt", with_output(html("<svg viewBox='0 0 1 1'></svg>"))),
+    ("images_have_alt", with_text("![](_static/idea.svg)")),
+    ("no_widgets", with_metadata(widgets={})),
+    ("no_widgets", with_output({**IMAGE, "data": {"application/vnd.jupyter.widget-view+json": {}}})),
+    ("kernel_is_python3", with_metadata(kernelspec={"name": "my-env"})),
+    ("kernel_is_python3", with_metadata(kernelspec={})),
+    ("no_clock", with_cell(metadata={"execution": {"iopub.execute_input": "2026-01-01"}})),
+    ("first_cell_is_shared", with_cell(number=0, source="import torch")),
+    ("first_cell_is_shared", with_cell(number=0, metadata={})),
+]
+
+
+@pytest.mark.parametrize(("rule", "notebook"), BAD, ids=[f"{name}-{n}" for n, (name, _) in enumerate(BAD)])
+def test_rule_refuses(rule, notebook):
+    assert getattr(rules, rule)(good()) == []
+    assert len(getattr(rules, rule)(notebook)) == 1
+
+
+def test_every_rule_is_seen_to_refuse():
+    assert {name for name, _ in BAD} == {rule.__name__ for rule in RULES}
+
+
+@pytest.mark.parametrize(
+    "notebook",
+    [
+        with_cell(outputs=[ERROR], metadata={"tags": ["raises-exception"]}),
+        with_cell(outputs=[IMAGE], metadata={"mystnb": {"image": {"alt": "Accuracy rises with the rank"}}}),
+        with_cell(metadata=IGNORED, source="%time score = 0.8\nassert 0.7 < score < 0.9"),
+        with_output(stream("see https://example.org/home/page, and 3/opt/2")),
+        with_output(html('<svg viewBox="0 0 1 1" role="img" aria-label="A square"></svg>')),
+        with_output(html('<img src="a.png" alt="A square">')),
+    ],
+    ids=["taught-error", "alt", "asserts", "url", "svg", "img"],
+)
+def test_rules_accept(notebook):
+    assert [problem for rule in RULES for problem in rule(notebook)] == []
+
+
+def test_rules_run_as_a_program(tmp_path, capsys):
+    path = tmp_path / "bad.ipynb"
+    nbformat.write(nbformat.from_dict(unexecuted()), path)
+    assert rules.main([str(path)]) == 1
+    assert "bad.ipynb: was never executed" in capsys.readouterr().out
+    assert rules.main([str(TEMPLATE)]) == 0
+
+
+# --- the first cell
+
+
+def first_cell():
+    return text_of(code_cells(read(TEMPLATE))[0]["source"])
+
+
+def test_first_cell_changes_nothing_where_the_package_is(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("pip was called"))
+    exec(first_cell(), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_first_cell_installs_on_colab_and_holds_torch_and_numpy(monkeypatch, tmp_path):
+    real, calls = importlib.util.find_spec, []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "lora_tutorial" else real(name)
+    )
+    monkeypatch.setattr(subprocess, "run", lambda command, check: calls.append(command))
+    exec(first_cell(), {})
+    (command,) = calls
+    version = importlib.metadata.version
+    assert Path("constraints.txt").read_text() == f"torch=={version('torch')}\nnumpy=={version('numpy')}\n"
+    assert command[:4] == [sys.executable, "-m", "pip", "install"]
+    assert command[command.index("--constraint") + 1] == "constraints.txt"
+    assert command[-1].startswith("lora-tutorial[chapters] @ git+https://")
+    assert "--upgrade" not in command
+
+
+# --- the machinery itself
+
+
+@pytest.mark.slow
+def test_nbval_sees_a_changed_number(tmp_path):
+    command = ["pytest", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider", "-c", os.devnull]
+    changed = good()
+    changed["cells"] = changed["cells"][: changed["cells"].index(code_cells(changed)[1]) + 1]
+    nbformat.write(nbformat.from_dict(changed), tmp_path / "same.ipynb")
+    (output,) = code_cells(changed)[1]["outputs"]
+    output["data"]["text/plain"] = ["3"]
+    nbformat.write(nbformat.from_dict(changed), tmp_path / "changed.ipynb")
+    same = run(*command, "same.ipynb", cwd=tmp_path)
+    assert same.returncode == 0, same.stdout
+    drifted = run(*command, "changed.ipynb", cwd=tmp_path)
+    assert drifted.returncode == 1
+    assert "1 failed" in drifted.stdout
+
+
+def build(source, out):
+    flags = ["-W", "-n", "--keep-going", "--path-output", out]
+    return run("jupyter-book", "build", source, *flags, cwd=source)
+
+
+@pytest.mark.slow
+def test_a_broken_link_stops_the_build(tmp_path):
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: index\n")
+    (tmp_path / "_config.yml").write_text("execute:\n  execute_notebooks: 'off'\n")
+    (tmp_path / "index.md").write_text("# Title\n\nSee [](nowhere).\n")
+    result = build(tmp_path, tmp_path / "bad")
+    assert result.returncode != 0
+    assert "nowhere" in result.stdout
+    (tmp_path / "index.md").write_text("# Title\n\nSee [](index).\n")
+    result = build(tmp_path, tmp_path / "good")
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.fixture(scope="module")
+def html_folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("book")
+    result = build(ROOT, out)
+    assert result.returncode == 0, result.stdout[-6000:]
+    return out / "_build" / "html"
+
+
+@pytest.mark.slow
+def test_book_builds_without_a_warning(html_folder):
+    for page in listed_pages():
+        assert (html_folder / f"{page}.html").is_file()
+    assert "book/index.html" in (html_folder / "index.html").read_text()
+    assert not (html_folder / "README.html").exists()
+    assert not (html_folder / "book" / "_template.html").exists()
+
+
+@pytest.mark.slow
+def test_built_pages_have_their_buttons_and_pictures(html_folder):
+    for path in chapters():
+        page = (html_folder / "book" / f"{path.stem}.html").read_text()
+        assert (
+            f"colab.research.google.com/github/lora-from-scratch/lora-from-scratch/blob/main/book/{path.name}"
+            in page
+        )
+        for image in re.findall(r"<img[^>]*>", page):
+            alt = re.search(r'alt="([^"]*)"', image)
+            assert alt, image
+            assert not alt[1].endswith((".png", ".svg")), image
+    for page in listed_pages():
+        text = (html_folder / f"{page}.html").read_text()
+        assert "custom.css" in text
+        assert str(ROOT) not in text
+
+
+def test_no_comment_in_a_chapter_is_left_to_do():
+    for path in PAGES:
+        for cell in code_cells(read(path)):
+            plain = re.sub(r"^\s*[%!].*$", "pass", text_of(cell["source"]), flags=re.MULTILINE)
+            assert isinstance(ast.parse(plain), ast.Module)
+            assert not re.search(r"\b(TODO|FIXME)\b", plain), path.name
