@@ -83,7 +83,7 @@ def read_corpus(name: str) -> list[Snippet]:
         assert member is not None  # the archive's digest was checked
         lines = io.TextIOWrapper(member, encoding="utf-8", newline="\r\n").read().split("\r\n")
     fields = [line.split("\t") for line in lines if line]  # identifier, mean rating, text
-    return [Snippet(" ".join(html.unescape(text).split()), float(rating)) for _, rating, text in fields]
+    return [Snippet(_clean(text), float(rating)) for _, rating, text in fields]
 
 
 def load_corpus(name: str, regression: bool = False) -> DatasetDict:
@@ -115,6 +115,12 @@ def load_corpus(name: str, regression: bool = False) -> DatasetDict:
         if regression or abs(snippet.rating) >= NEUTRAL_BELOW:
             sides[side_of(snippet.text)].append(snippet)
     return DatasetDict({side: _dataset(snippets, regression, features) for side, snippets in sides.items()})
+
+
+def _clean(text: str) -> str:
+    while (plain := html.unescape(text)) != text:  # some texts hold "&amp;amp;"
+        text = plain
+    return " ".join(text.split())
 
 
 def _dataset(snippets: list[Snippet], regression: bool, features: Features) -> Dataset:

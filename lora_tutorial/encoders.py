@@ -39,7 +39,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
 
 
 class Encoder(NamedTuple):
-    """A model in evaluation mode, and its tokenizer (``None`` where the shapes or the folder come without one)."""
+    """A model in evaluation mode, and its tokenizer (``None`` where there is none)."""
 
     model: RobertaFamily
     tokenizer: PreTrainedTokenizerBase | None
