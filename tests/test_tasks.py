@@ -22,7 +22,7 @@ RATINGS = {
     "editorials": (3682, 762, 746),
     "tweets": (2884, 655, 661),
 }
-#: First digits of the SHA-256 of every text, label and rating in order. Another one changes all stored scores.
+#: SHA-256 of every text, label and rating in order, begun. Another one changes all stored scores.
 FINGERPRINTS = {
     "reviews": "ea7b0ec415f90e0c",
     "reviews-rating": "29d551ed13efb104",
