@@ -1,11 +1,10 @@
-"""Put adapters into any model, freeze the rest, and count what is left to train. Knows only torch."""
+"""Put adapters into any model and freeze the rest. Knows only torch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from torch import nn
 
@@ -152,29 +151,3 @@ def disable_lora(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, enabled in zip(modules, before, strict=True):
             module.lora_enabled = enabled
-
-
-class ParameterCount(NamedTuple):
-    """How many numbers train, of how many there are."""
-
-    trainable: int
-    total: int
-
-    @property
-    def percent(self) -> float:
-        """100 * trainable / total; 0 for a model without parameters."""
-        return 100 * self.trainable / self.total if self.total else 0.0
-
-
-def count_parameters(model: nn.Module) -> ParameterCount:
-    """Count the parameters of a model; one that two modules share counts once."""
-    parameters = list(model.parameters())
-    return ParameterCount(
-        sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
-    )
-
-
-def print_trainable_parameters(model: nn.Module) -> None:
-    """Print the count in one line, in PEFT's words."""
-    n = count_parameters(model)
-    print(f"trainable params: {n.trainable:,} || all params: {n.total:,} || trainable%: {n.percent:.4f}")

@@ -1,0 +1,6 @@
+"""``python -m lora_tutorial`` is the command ``lora-tutorial``."""
+
+from lora_tutorial.cli import main
+
+if __name__ == "__main__":
+    main()

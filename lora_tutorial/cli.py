@@ -1,0 +1,202 @@
+"""The command ``lora-tutorial``: train an adapter, use it, count parameters, see what is here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="LoRA from scratch: train small adapters on a frozen encoder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+
+def main() -> None:
+    """Run the command; what a user can mend ends in one sentence on standard error and exit status 2."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        Console(stderr=True).print(f"lora-tutorial: {error}", style="bold red", highlight=False, markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            "\nStopped. The same command with --resume goes on from the last checkpoint."
+        )
+        sys.exit(130)
+
+
+@app.command()
+def train(
+    task: Annotated[
+        str, typer.Option(help="reviews, products, editorials, tweets, or a GLUE task.")
+    ] = "reviews",
+    encoder: Annotated[
+        str, typer.Option(help="minilm, roberta-base, or a RoBERTa checkpoint's folder.")
+    ] = "minilm",
+    method: Annotated[
+        str, typer.Option(help="head, bitfit, lora, lora+bias+norm or full.")
+    ] = "lora+bias+norm",
+    recipe: Annotated[str, typer.Option(help="quick, tutorial, cpu or paper.")] = "quick",
+    source: Annotated[str, typer.Option(help="auto, embedded, hub, or a folder of parquet files.")] = "auto",
+    rank: Annotated[int, typer.Option(help="The rank r of the update.")] = 8,
+    lora_alpha: Annotated[float | None, typer.Option(help="Scale is lora_alpha / r; default r.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    max_examples: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides adapters, head, order and dropout.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for record, checkpoints, adapter.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = 50,
+    log_with: Annotated[
+        list[str] | None, typer.Option(help="A tracker of accelerate, such as tensorboard.")
+    ] = None,
+) -> None:
+    """Fine-tune an encoder, compare it with two baselines and save the adapter."""
+    from lora_tutorial.encoders import quiet
+    from lora_tutorial.recipes import load_recipe
+
+    changes = {"learning_rate": learning_rate, "epochs": epochs, "max_examples": max_examples}
+    chosen = load_recipe(recipe, task, **{key: value for key, value in changes.items() if value is not None})
+    folder = out or Path("runs") / f"{task}-{Path(encoder).name}-{method}-{recipe}-seed{seed}"
+    if (folder / "record.json").exists() and not resume:
+        raise FileExistsError(
+            f"{folder} holds a run; add --resume to go on, or name another folder with --out."
+        )
+    from lora_tutorial.experiments import Experiment, run_experiment
+
+    experiment = Experiment(chosen, task, encoder, method, source, seed, rank, lora_alpha)
+    console.print(
+        f"Fine-tuning {encoder} on {task} by {method}: {chosen.epochs} epoch(s), r = {rank}, seed {seed}."
+    )
+    with quiet():
+        options = {"resume": resume, "checkpoint_every": checkpoint_every, "log_with": log_with or ()}
+        finished = run_experiment(experiment, folder, baselines=True, **options)
+    _show_scores(finished)
+    if method.startswith("lora"):
+        size = _save(finished, folder / "adapter", chosen.max_length)
+        console.print(f"Adapter: {folder / 'adapter'} ({size / 1e6:.2f} MB). Try it:")
+        console.print(
+            f'  lora-tutorial predict {folder / "adapter"} "some text"', highlight=False, soft_wrap=True
+        )
+
+
+def _show_scores(finished) -> None:
+    record = finished.record
+    table = Table(title=f"{record.config['task']}, {record.extra['scored_on']} split", title_justify="left")
+    names = list(finished.scores["trained"])
+    for column in ("", *names):
+        table.add_column(column, justify="left" if not column else "right")
+    for who, scores in finished.scores.items():
+        who = record.config["method"] if who == "trained" else who
+        table.add_row(who, *(f"{scores[name]:.3f}" for name in names))
+    console.print(table)
+    share = 100 * record.trainable_parameters / record.total_parameters
+    console.print(
+        f"{record.trainable_parameters:,} of {record.total_parameters:,} parameters trained ({share:.2f} %),"
+    )
+    console.print(f"in {record.wall_seconds:.0f} s of training and evaluation.")
+
+
+def _save(finished, folder: Path, max_length: int) -> int:
+    """Save the adapter with what `predict` needs; returns its size in bytes."""
+    from lora_tutorial.adapters import save_adapter
+
+    task, record = finished.loaded.task, finished.record
+    metadata = {
+        "task": task.name,
+        "columns": list(task.columns),
+        "labels": list(task.labels),
+        "max_length": max_length,
+        "scored_on": record.extra["scored_on"],
+        "scores": finished.scores["trained"],
+        "data_sha256": record.config["data_sha256"],
+    }
+    save_adapter(finished.model, folder, metadata)
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+@app.command()
+def predict(
+    adapter: Annotated[Path, typer.Argument(help="A folder that train has made.")],
+    texts: Annotated[
+        list[str], typer.Argument(help="One text each; for a task on pairs, two texts in turn.")
+    ],
+) -> None:
+    """Load an adapter and label texts with it."""
+    import torch
+
+    from lora_tutorial.adapters import load_adapter, read_adapter
+    from lora_tutorial.encoders import load_tokenizer, quiet
+
+    settings, _ = read_adapter(adapter)
+    about = settings["metadata"]
+    if not {"task", "columns", "labels", "max_length"} <= about.keys():
+        raise ValueError(
+            f"{adapter} was not saved by `lora-tutorial train`; load it with load_adapter instead."
+        )
+    width = len(about["columns"])
+    if len(texts) % width:
+        raise ValueError(
+            f"Task {about['task']} compares {' and '.join(about['columns'])}: give texts in pairs."
+        )
+    with quiet():
+        model = load_adapter(adapter)
+        tokenizer = load_tokenizer(settings["base"]["name"])
+    columns = [texts[i::width] for i in range(width)]
+    batch = tokenizer(
+        *columns, truncation=True, max_length=about["max_length"], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model(**batch).logits  # (texts, classes), or (texts, 1) for a regression
+    for i, row in enumerate(logits):
+        if about["labels"]:
+            probability, best = row.softmax(-1).max(-1)
+            answer = f"{about['labels'][best]:>12} {probability:.3f}"
+        else:
+            answer = f"{row.item():+.2f}"
+        text = " | ".join(column[i] for column in columns)
+        console.print(f"{answer}  {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def params(
+    encoder: Annotated[
+        str, typer.Argument(help="Such as roberta-base; no weights are needed.")
+    ] = "roberta-base",
+    rank: Annotated[int, typer.Option(help="The rank r of the update.")] = 8,
+    num_classes: Annotated[int, typer.Option(help="Outputs of the head.")] = 2,
+) -> None:
+    """Print where an encoder's parameters are, and which of them the tutorial trains."""
+    from lora_tutorial.counting import parameter_table
+    from lora_tutorial.wrapper import LoraWrapperRoberta
+
+    model = LoraWrapperRoberta("glue", num_classes, model_id=encoder, lora_rank=rank, weights="meta")
+    table = Table("part", title=f"{encoder}, LoRA r = {rank} on query and value", title_justify="left")
+    for column in ("parameters", "trainable", "trainable MB (fp32)"):
+        table.add_column(column, justify="right")
+    rows = parameter_table(model)
+    for part, count in rows.items():
+        table.add_row(part, f"{count.total:,}", f"{count.trainable:,}", f"{4 * count.trainable / 1e6:.2f}")
+    table.columns[0].footer = "all"
+    console.print(table)
+    console.print(f"{rows['all'].percent:.2f} % of all parameters train.")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is here, what is missing, and what to do about it."""
+    from lora_tutorial.diagnosis import diagnose
+
+    table = Table("", "what", "found", "what to do", show_lines=False)
+    for finding in diagnose():
+        mark = "[green]ok[/green]" if finding.ok else "[yellow]--[/yellow]"
+        table.add_row(mark, finding.what, finding.found, "" if finding.ok else finding.advice)
+    console.print(table)
