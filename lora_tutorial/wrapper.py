@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +15,7 @@ from lora_tutorial.encoders import load_encoder
 from lora_tutorial.inject import freeze_parameters_except_lora_and_bias
 
 TASK_TYPES = ("glue", "squad_v1", "squad_v2")
+HEADS = ("tutorial", "roberta")
 
 
 class LoraWrapperRoberta(nn.Module):
@@ -33,6 +36,9 @@ class LoraWrapperRoberta(nn.Module):
         Which encoder, as for ``load_encoder``.
     lora_rank, lora_alpha
         Rank and scale of the adapters; ``lora_alpha`` defaults to the rank, a scale of 1.
+    head
+        ``"tutorial"``, the head above; or ``"roberta"``, the one in ``RobertaForSequenceClassification``
+        (dense, tanh, linear) or ``RobertaForQuestionAnswering`` (linear): PEFT's format has a place for it.
     train_biases, train_embedding, train_layer_norms
         What trains beside adapters and head.
 
@@ -54,12 +60,15 @@ class LoraWrapperRoberta(nn.Module):
         train_layer_norms: bool = True,
         weights: str = "pretrained",
         lora_alpha: float | None = None,
+        head: str = "tutorial",
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
         outputs = _number_of_outputs(task_type, num_classes)
         if not 0 <= dropout_rate < 1:
             raise ValueError(f"dropout_rate is a probability in [0, 1); got {dropout_rate!r}.")
+        if head not in HEADS:
+            raise ValueError(f"head must be one of {', '.join(HEADS)}; got {head!r}.")
         self.init_args = arguments | {"model_id": str(model_id)}  # what an adapter needs to build this again
         self.task_type = task_type
         self.model = load_encoder(model_id, weights=weights).model
@@ -68,10 +77,23 @@ class LoraWrapperRoberta(nn.Module):
             self.finetune_head_norm = nn.LayerNorm(self.config.hidden_size)
             self.finetune_head_dropout = nn.Dropout(dropout_rate)
             self.finetune_head_classifier = nn.Linear(self.config.hidden_size, outputs)
+            if head == "roberta":
+                self._use_roberta_head(task_type, dropout_rate)
         self.replace_self_attention(self.model, lora_rank, lora_alpha)
         freeze_parameters_except_lora_and_bias(
             self.model, "all" if train_biases else "none", train_layer_norms, train_embedding
         )
+
+    def _use_roberta_head(self, task_type: str, dropout_rate: float) -> None:
+        size, out = self.config.hidden_size, self.finetune_head_classifier
+        self.finetune_head_norm = nn.Identity()
+        parts: dict[str, nn.Module] = {"dense": nn.Linear(size, size), "tanh": nn.Tanh()}
+        parts |= {"dropout": nn.Dropout(dropout_rate), "out_proj": out}
+        for linear in (parts["dense"], out):
+            nn.init.normal_(linear.weight, std=self.config.initializer_range)
+            nn.init.zeros_(linear.bias)
+        if task_type == "glue":
+            self.finetune_head_classifier = nn.Sequential(OrderedDict(parts))
 
     @classmethod
     def replace_self_attention(cls, module: nn.Module, r: int, lora_alpha: float | None = None) -> None:

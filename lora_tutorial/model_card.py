@@ -1,0 +1,100 @@
+"""The README of an exported adapter: its base, data, scores and licence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+KNOWN = ("title", "base", "base_licence", "data", "data_licence", "scores", "licence", "labels")
+_MINILM = {"base": "sentence-transformers/all-MiniLM-L6-v2", "base_licence": "apache-2.0"}
+_AUTO = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    None: "AutoModel",
+}
+
+
+def model_card(settings: Mapping[str, Any], base: str, shipped: bool, metadata: Mapping[str, Any]) -> str:
+    """Write the card in Markdown, with the YAML head that a model hub reads.
+
+    Parameters
+    ----------
+    settings
+        What stands in ``adapter_config.json``.
+    base
+        Name of the base, as for ``load_encoder``; ``""`` where it has none.
+    shipped
+        Whether the base lies in the subfolder ``base``.
+    metadata
+        What the author knows: ``title``, ``base``, ``base_licence``, ``data``, ``data_licence``, ``scores``
+        (a mapping), ``licence`` (an SPDX identifier), ``labels``. Other entries are listed as they are. What
+        is not known is said to be unknown.
+
+    Returns
+    -------
+    str
+        The text of ``README.md``.
+    """
+    known = dict(_MINILM if base == "minilm" else {"base": base}) | dict(metadata)
+    scores, licence = known.get("scores") or {}, known.get("licence")
+    head = {"library_name": "peft", "tags": ["lora"]}
+    if licence:
+        head["license"] = str(licence).lower()
+    if "/" in str(known["base"]) and not str(known["base"]).startswith((".", "/", "~")):
+        head["base_model"] = known["base"]
+    named = str(known["base"] or "the model it was trained on (not recorded)")
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
+    lines += [f"# {known.get('title') or 'LoRA adapter'}", "", "| | |", "|---|---|"]
+    lines += [
+        _row("Base", f"{named}{_licence(known.get('base_licence'))}"),
+        _row("Data", f"{known.get('data') or 'not recorded'}{_licence(known.get('data_licence'))}"),
+        _row("Scores", ", ".join(f"{k} {_number(v)}" for k, v in scores.items()) or "not recorded"),
+        _row("Licence", licence or "not stated: ask the author before you use it"),
+        _row("Adapter", _adapter(settings)),
+    ]
+    lines += [_row(key, json.dumps(value)) for key, value in sorted(metadata.items()) if key not in KNOWN]
+    return "\n".join([*lines, "", *_usage(settings, shipped, base), ""])
+
+
+def _usage(settings: Mapping[str, Any], shipped: bool, base: str) -> list[str]:
+    auto = _AUTO[settings["task_type"]]
+    source = '"PATH/base"' if shipped else json.dumps(base or "BASE")
+    lines = ["## Use", "", "```python", "from peft import PeftModel", f"from transformers import {auto}", ""]
+    lines += [
+        f"base = {auto}.from_pretrained({source})",
+        'model = PeftModel.from_pretrained(base, "PATH").eval()',
+    ]
+    lines += ["```", "", "`PATH` is this folder."]
+    if shipped:
+        lines += [
+            "",
+            "The base lies in `base/`. `adapter_config.json` names the place where it was written first; if "
+            "the folder has moved since, load as above, or correct `base_model_name_or_path`.",
+        ]
+    elif settings["task_type"] in ("SEQ_CLS", "TOKEN_CLS"):
+        lines += [
+            "",
+            "The number of labels is not in the adapter: pass `num_labels` to the base if it is not 2.",
+        ]
+    return lines
+
+
+def _adapter(settings: Mapping[str, Any]) -> str:
+    scale = "lora_alpha / sqrt(r)" if settings["use_rslora"] else "lora_alpha / r"
+    r, alpha, bias = settings["r"], settings["lora_alpha"], settings["bias"]
+    return f"r = {r}, lora_alpha = {alpha} (scale {scale}), bias = {bias}"
+
+
+def _licence(licence: object) -> str:
+    return f" ({licence})" if licence else ""
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _row(name: str, value: object) -> str:
+    text = str(value).replace("|", "\\|").replace("\n", " ")
+    return f"| {name} | {text} |"
