@@ -10,7 +10,7 @@ from lora_tutorial.hub import HubUnreachableError
 from lora_tutorial.metrics import METRICS
 from lora_tutorial.tasks import TASKS, check_no_overlap, count_shared_rows, get_task, load_task
 
-#: Rows of the published splits; where a train split is missing here, the folder may hold a part of it or none.
+#: Rows of the published splits. Where no train is named here, the folder may hold a part of it or none.
 REAL_COUNTS = {
     "cola": {"train": 8551, "validation": 1043},
     "sst2": {"train": 67349, "validation": 872},
