@@ -38,7 +38,7 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 setup: $(READY)  ## create .venv with the exact pins, if needed
 
 book: $(READY)  ## set up and build the book into _build/html, warnings as errors
-	@$(BUILD) --quiet
+	@$(BUILD) --quiet > /dev/null
 	@echo "The book is ready. Open file://$(abspath $(PAGE))"
 	@echo "or run: make serve"
 
