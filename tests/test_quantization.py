@@ -47,6 +47,15 @@ def ties(n: int = 64) -> torch.Tensor:
     return block
 
 
+def near_ties(n: int) -> torch.Tensor:
+    """Midpoints times 1.3 and the floats beside them: the last bit of a division decides their codes."""
+    block = ties(n) * 1.3
+    middle = block[1:16].clone()
+    block[16:31] = torch.nextafter(middle, torch.tensor(2.0))
+    block[31:46] = torch.nextafter(middle, torch.tensor(-2.0))
+    return block
+
+
 INPUTS = {
     "random": gaussian(96, 128),
     "wide range": gaussian(64, 64, seed=1) * torch.logspace(-6, 6, 64)[:, None],
@@ -69,6 +78,8 @@ INPUTS = {
     "three": torch.tensor([0.5, -1.5, 0.2]),
     "ties": ties(),
     "ties in a short block": ties(48),
+    "near ties": torch.cat([near_ties(64), near_ties(64) * -0.7]),
+    "near ties in a short block": near_ties(48),
     "float16": gaussian(64, 64, seed=12).half(),
     "bfloat16": gaussian(64, 64, seed=13).bfloat16(),
     "float16, odd length": gaussian(777, seed=14).half(),
