@@ -119,14 +119,17 @@ def load_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None) 
     _check_base(model, tensors, described)
     if "lora" in described:
         inject_lora(model, LoraConfig.from_dict(described["lora"]))
-    own = adapter_tensors(model)
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    own = dict(model.named_parameters())
+    factors = {name for name in adapter_tensors(model) if name.rpartition(".")[2].startswith("lora_")}
+    missing, unexpected = sorted(factors - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
         raise ValueError(f"{folder} does not fit: missing {missing[:3]}, unexpected {unexpected[:3]}.")
-    for name, value in own.items():
-        _same_shape(name, tensors[name], value)
-    for name, value in own.items():
-        value.copy_(tensors[name])
+    for name in tensors:
+        _same_shape(name, tensors[name], own[name])
+    for name, parameter in own.items():  # what was saved is what trained: training can go on
+        parameter.requires_grad_(name in tensors)
+        if name in tensors:
+            parameter.detach().copy_(tensors[name])
     model.adapter_metadata = settings["metadata"]
     return model.eval()
 
