@@ -1,5 +1,6 @@
 """The encoder without a hub is exact, and what RoBERTa does and MiniLM does not is tried on a tiny one."""
 
+import json
 import os
 
 import pytest
@@ -113,7 +114,10 @@ def test_the_conversion_happens_once_and_its_folder_names_the_weights(monkeypatc
     first = minilm_folder()
     assert "53aa51172d14" in first.name and first.is_relative_to(tmp_path)
     assert load_file(first / "model.safetensors").keys() == minilm.model.state_dict().keys()
+    fixed = json.loads((first / "tokenizer.json").read_text(encoding="utf-8"))
+    assert fixed["truncation"] is None and fixed["padding"] is None
     monkeypatch.setattr(conversion, "_convert", pytest.fail)
+    monkeypatch.setattr(assets, "fetch", pytest.fail)
     assert minilm_folder() == first
 
 
