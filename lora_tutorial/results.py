@@ -17,22 +17,12 @@ from lora_tutorial.storage import atomic_write_bytes
 FORMAT = 1
 STATUSES = ("running", "finished", "failed")
 STEP_SERIES = ("loss", "learning_rate", "grad_norm")
+# fmt: off
 PACKAGES = (
-    "lora-tutorial",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "datasets",
-    "evaluate",
-    "accelerate",
-    "peft",
-    "bitsandbytes",
-    "safetensors",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "torchmetrics",
+    "lora-tutorial", "torch", "transformers", "tokenizers", "datasets", "evaluate", "accelerate", "peft",
+    "bitsandbytes", "safetensors", "numpy", "scipy", "scikit-learn", "torchmetrics",
 )
+# fmt: on
 
 
 @lru_cache(maxsize=1)
@@ -234,3 +224,21 @@ def load_records(folder: str | os.PathLike[str]) -> list[RunRecord]:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"No folder of run records at {folder}.")
     return [load_record(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def stored_records(pattern: str) -> list[RunRecord]:
+    """The records that come with the book and whose file names match ``pattern``, in order of name.
+
+    They are in ``benchmarks/results`` of the repository; an installed package carries a copy.
+
+    Raises
+    ------
+    FileNotFoundError
+        If none matches.
+    """
+    here = Path(__file__).parent
+    folders = [here.parent / "benchmarks" / "results", here / "records"]
+    paths = [path for folder in folders if folder.is_dir() for path in sorted(folder.glob(pattern))]
+    if not paths:
+        raise FileNotFoundError(f"No stored record matches {pattern!r}; the repository has them all.")
+    return [load_record(path) for path in paths]
