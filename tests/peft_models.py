@@ -63,7 +63,7 @@ def base(model_class: type = RobertaForSequenceClassification, **changes: object
         return model_class(RobertaConfig(**(TINY | changes))).eval()
 
 
-def shake(model: nn.Module, scale: float = 0.2) -> nn.Module:
+def shake(model: nn.Module, scale: float = 0.15) -> nn.Module:
     """Move everything that trains, lora_B off zero first of all, as training would."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
