@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -44,9 +45,10 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
 
 
 def refresh(path: Path) -> None:
-    """Execute the notebook at `path` in its own folder; it is replaced only when every cell has run."""
+    """Lay out the code at `path`, execute it in its own folder, and store it when every cell has run."""
     os.environ.pop("LORA_TUTORIAL_DATA", None)  # a chapter never depends on a folder of data
     os.environ["HF_HUB_OFFLINE"] = "1"
+    subprocess.run([Path(sys.executable).parent / "ruff", "format", "--quiet", path], check=True)
     notebook = nbformat.read(path, as_version=4)
     normalise(notebook)
     client = NotebookClient(
