@@ -26,7 +26,8 @@ CONFIG = {
     "bos_token_id": 101,
     "eos_token_id": 102,
 }
-_CONVERSION = 1  # raise it when the conversion changes, so that cached folders of an older one are not used
+# The conversion is this file: a cached folder that an older version of it made is not used.
+_CONVERSION = storage.sha256_of(__file__)[:8]
 
 
 def minilm_folder() -> Path:
@@ -58,7 +59,7 @@ def target_folder() -> Path:
     """The folder that ``minilm_folder`` fills, whether or not it exists yet."""
     members = assets.ASSETS["minilm"].members
     digest = next(digest for path, digest in members.items() if path.endswith("model.safetensors"))
-    return assets.cache_folder() / "encoders" / f"minilm-{digest[:12]}-v{_CONVERSION}"
+    return assets.cache_folder() / "encoders" / f"minilm-{digest[:12]}-{_CONVERSION}"
 
 
 def _convert(source: Path, target: Path) -> None:
