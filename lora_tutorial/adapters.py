@@ -118,7 +118,7 @@ def load_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None) 
         model = _load_base(described) if base is None else base
     _check_base(model, tensors, described)
     if "lora" in described:
-        inject_lora(model, LoraConfig.from_dict(described["lora"]))
+        _inject(model, LoraConfig.from_dict(described["lora"]))
     own = dict(model.named_parameters())
     factors = {name for name in adapter_tensors(model) if name.rpartition(".")[2].startswith("lora_")}
     missing, unexpected = sorted(factors - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -150,6 +150,15 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
             f"{folder} has adapter format {settings.get('format')!r}; this version reads {FORMAT}."
         )
     return settings, tensors
+
+
+def _inject(model: nn.Module, config: LoraConfig) -> None:
+    if any(type(module).__name__ == "Linear4bit" for module in model.modules()):
+        from lora_tutorial.quantized_layers import inject_lora_4bit  # imports bitsandbytes
+
+        inject_lora_4bit(model, config)
+    else:
+        inject_lora(model, config)
 
 
 def _load_base(described: dict[str, Any]) -> nn.Module:

@@ -27,4 +27,8 @@ def parameters_hash(model: nn.Module, without: Iterable[str] = ()) -> str:
             value = originals.get(name, parameter).detach().cpu().contiguous()
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # any shape -> (bytes,)
+            # 4-bit codes mean nothing without their scales, which bitsandbytes keeps beside the parameter.
+            state = getattr(parameter, "quant_state", None)
+            for part, tensor in sorted(state.as_dict(packed=True).items()) if state is not None else ():
+                digest.update(part.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -56,7 +56,15 @@ class LoraLinear(LoraModule, nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: LoraConfig) -> LoraLinear:
-        """Adapt an existing layer: same weight and bias (not copies), same device, dtype and mode."""
+        """Adapt an existing layer: same weight and bias (not copies), same device, dtype and mode.
+
+        A layer with packed weights raises ``TypeError``, unless it comes with a subclass of its own.
+        """
+        if cls is LoraLinear and not linear.weight.is_floating_point():
+            raise TypeError(
+                f"LoraLinear needs a floating-point weight; this {type(linear).__name__} holds "
+                f"{linear.weight.dtype}. For bitsandbytes' 4-bit layers use inject_lora_4bit."
+            )
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.__dict__.update({k: v for k, v in linear.__dict__.items() if not k.startswith("_")})
