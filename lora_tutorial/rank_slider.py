@@ -99,7 +99,7 @@ _PAGE = """<figure class="rank-slider" id="rank-slider">
 .rank-slider label { display: block; font-weight: 600; margin-top: 0.75rem; }
 .rank-slider input { width: 100%; margin: 0.5rem 0; accent-color: #D55E00; height: 1.6rem; }
 .rank-slider output { display: block; font-variant-numeric: tabular-nums; min-height: 3.4em; }
-.rank-slider figcaption { font-size: 0.85rem; opacity: 0.85; }
+.rank-slider figcaption { font: inherit; font-size: 0.85rem; text-align: left; opacity: 0.85; }
 </style>
 <div class="row">
 <div class="pictures">
@@ -117,11 +117,12 @@ _PAGE = """<figure class="rank-slider" id="rank-slider">
 <text x="252" y="139" text-anchor="end">@FULL@</text><text x="36" y="118" opacity="0.85">error by rank</text>
 <circle data-part="dot" r="5" fill="#D55E00"/></svg></div>
 </div>
-<label for="rank-slider-input">Rank r (arrow keys: 1; Home and End: first and last)</label>
+<label for="rank-slider-input">Rank r (arrow keys move it by 1)</label>
 <input id="rank-slider-input" type="range" min="1" max="@FULL@" step="1" value="@START@">
 <output for="rank-slider-input" aria-live="polite">This figure needs JavaScript. The picture below it
 says the same.</output>
-<figcaption>@NAME@. Left: its first 64 rows and columns; blue is negative, orange positive.</figcaption>
+<figcaption>@NAME@. Left: its first 64 rows and columns; blue is negative, orange positive. Right: the dotted
+line is the break-even rank.</figcaption>
 </figure>
 <script>
 (() => {
@@ -153,7 +154,8 @@ says the same.</output>
   };
   const show = () => {
     const r = Number(input.value), stored = r * (d.out + d.in), whole = d.out * d.in;
-    const number = value => value.toLocaleString("en-GB"), percent = value => (100 * value).toFixed(1) + " %";
+    const number = value => value.toLocaleString("en-GB");
+    const percent = value => (100 * value).toFixed(1) + "\u00a0%";
     const text = `Rank ${r}: relative error ${d.error[r].toFixed(3)}. ${number(stored)} parameters, ` +
       `${number(4 * stored)} bytes in fp32: ${percent(stored / whole)} of the matrix` +
       (r < even ? "." : ", so the factors save nothing.");
