@@ -30,7 +30,7 @@ def two(tmp_path_factory):
         [*torchrun, str(SCRIPT), str(folder)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=800,
         env=environment,
         cwd=SCRIPT.parent.parent.parent,
     )
@@ -55,6 +55,12 @@ def test_weights_after_two_processes_are_those_of_one(two, one):
     assert not torch.equal(weights["head.weight"], tiny.model().head.weight)
     for series in ("loss", "grad_norm", "learning_rate"):
         assert told["record"]["steps"][series] == pytest.approx(record.steps[series], abs=1e-5), series
+
+
+@pytest.mark.slow
+def test_a_batch_sampler_of_the_callers_gets_its_epoch_on_every_process(two):
+    record = train(tiny.model(dropout=0.0), *tiny.own_loaders(), None, tiny.recipe(), cpu=True)
+    assert two[1]["own"]["loss"] == pytest.approx(record.steps["loss"], abs=1e-5)
 
 
 @pytest.mark.slow

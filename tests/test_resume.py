@@ -84,7 +84,7 @@ def test_ten_kills_at_seeded_moments_end_in_the_same_bits(tmp_path):
     """kill -9 at any call at all, and inside a write: with half a tensor file, before an fsync or rename."""
     command = [sys.executable, str(SCRIPT), str(tmp_path), "10", "0"]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, cwd=SCRIPT.parent.parent.parent
+        command, capture_output=True, text=True, timeout=800, cwd=SCRIPT.parent.parent.parent
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -120,6 +120,14 @@ def test_an_interruption_at_the_end_of_an_epoch_changes_nothing_either(tmp_path,
         go(tmp_path / "run", model)
     assert checkpoints.latest_checkpoint(tmp_path / "run" / "checkpoints").step == 16
     assert_same_end(go(tmp_path / "run"), whole)
+
+
+def test_a_batch_sampler_of_the_callers_is_taken_up_where_it_was(tmp_path):
+    whole = go(tmp_path / "whole", loaders=tiny.own_loaders())
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "run", Interrupted(), loaders=tiny.own_loaders())
+    assert_same_end(go(tmp_path / "run", loaders=tiny.own_loaders()), whole)
 
 
 def truncate(folder):

@@ -74,5 +74,26 @@ def loaders(count: int = 64, batch_size: int = 8, **arguments):
     return DataLoader(data, batch_size, shuffle=True), DataLoader(held_out, 8)
 
 
+class OwnBatches:
+    """A batch sampler of the caller's, such as one that buckets by length, with an order for each epoch."""
+
+    def __init__(self, count: int, batch_size: int = 8) -> None:
+        self.count, self.batch_size, self.drop_last, self.epoch = count, batch_size, False, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def __iter__(self):
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(100 + self.epoch))
+        yield from order.reshape(-1, self.batch_size).tolist()  # (count,) -> (batches, batch size)
+
+
+def own_loaders(count: int = 64):
+    return DataLoader(Points(count, 1), batch_sampler=OwnBatches(count)), None
+
+
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
