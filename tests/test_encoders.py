@@ -181,4 +181,6 @@ def test_weights_of_half_precision_are_loaded_in_full(byte_level, tmp_path):
         (tmp_path / file).write_bytes((byte_level / file).read_bytes())
     half = {key: value.half() for key, value in load_file(byte_level / "model.safetensors").items()}
     save_file(half, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
     assert load_encoder(tmp_path).model.dtype == torch.float32
