@@ -45,11 +45,12 @@ def model_card(settings: Mapping[str, Any], base: str, shipped: bool, metadata: 
     if "/" in str(known["base"]) and not str(known["base"]).startswith((".", "/", "~")):
         head["base_model"] = known["base"]
     named = str(known["base"] or "the model it was trained on (not recorded)")
+    data = known.get("data") or known.get("task") or "not recorded"
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
     lines += [f"# {known.get('title') or 'LoRA adapter'}", "", "| | |", "|---|---|"]
     lines += [
         _row("Base", f"{named}{_licence(known.get('base_licence'))}"),
-        _row("Data", f"{known.get('data') or 'not recorded'}{_licence(known.get('data_licence'))}"),
+        _row("Data", f"{data}{_licence(known.get('data_licence'))}"),
         _row("Scores", ", ".join(f"{k} {_number(v)}" for k, v in scores.items()) or "not recorded"),
         _row("Licence", licence or "not stated: ask the author before you use it"),
         _row("Adapter", _adapter(settings)),

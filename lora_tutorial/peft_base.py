@@ -62,7 +62,8 @@ def check_base(source: Path, layout: PeftLayout) -> None:
                 value = unseen.pop(own, None)
                 if value is not None and not torch.equal(stored.get_tensor(name), value.detach().cpu()):
                     raise ValueError(
-                        f"{own} is not what {source} holds: the adapter has another base. Name it in base=."
+                        f"{own} is not what {source} holds: the adapter has another base. "
+                        'Name that one in base=, or "" for none.'
                     )
     if unseen:
         raise ValueError(
@@ -83,7 +84,7 @@ def labels(model: nn.Module, given: list[str] | None) -> dict[str, dict[str, Any
     id2label = dict(model.config.id2label) if hasattr(model, "config") else {}
     if head is not None:
         id2label = {i: f"LABEL_{i}" for i in range(list(head.parameters())[-1].shape[0])}
-    if given is not None:
+    if given:  # a regression has none
         if len(given) != len(id2label):
             raise ValueError(f"metadata names {len(given)} labels; the model has {len(id2label)} outputs.")
         id2label = dict(enumerate(given))

@@ -55,8 +55,9 @@ def export_peft(
         Made if it does not exist; an export already in it is replaced in one step.
     base
         Name on the hub, or folder, of the base for ``base_model_name_or_path``; by default the one that the
-        model was loaded from. A folder (and ``"minilm"``) is copied into ``folder/base`` with the model's
-        labels in its ``config.json``, so that PEFT's ``AutoPeftModel...`` classes need nothing else.
+        model was loaded from, and ``""`` for none (a base in 4 bits). A folder (and ``"minilm"``) is copied
+        into ``folder/base`` with the model's labels in its ``config.json``, so that PEFT's
+        ``AutoPeftModel...`` classes need nothing else.
     metadata
         For the card, see `model_card`.
 
@@ -85,6 +86,7 @@ def export_peft(
     name = str(base if base is not None else base_name(model))
     if (source := local_folder(name)) is not None:
         check_base(source, layout)
+        named = labels(model, metadata.get("labels"))
     place = str(folder.resolve() / BASE) if source else name or None
     settings = layout.settings | {"base_model_name_or_path": place}
     if settings["task_type"] is None and isinstance(model, transformers.PreTrainedModel):
@@ -97,7 +99,7 @@ def export_peft(
         atomic_write_json(new / SETTINGS, dict(sorted(settings.items())))
         atomic_write_bytes(new / CARD, model_card(settings, name, source is not None, metadata).encode())
         if source is not None:
-            copy_base(source, new / BASE, labels(model, metadata.get("labels")))
+            copy_base(source, new / BASE, named)
     return folder
 
 
@@ -141,7 +143,9 @@ def import_peft(
     config = _lora_config(settings, model)
     # The same with shapes only: whatever is wrong shows there, before the model itself is touched.
     empty = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+        for p in model.parameters()
+        if p.is_floating_point()  # 4-bit codes are small, and their scales hang on them
     }
     check_tensors(peft_layout(_adapt(copy.deepcopy(model, empty), config)).tensors, tensors)
     own = peft_layout(_adapt(model, config)).tensors
@@ -152,6 +156,10 @@ def import_peft(
 
 
 def _adapt(model: nn.Module, config: LoraConfig) -> nn.Module:
+    if any(type(module).__name__ == "Linear4bit" for module in model.modules()):
+        from lora_tutorial.quantized_layers import inject_lora_4bit  # needs bitsandbytes
+
+        return inject_lora_4bit(model, config)
     if not isinstance(model, LoraWrapperRoberta):
         return inject_lora(model, config)
     own = next(module for _, module in lora_modules(model)).lora_config

@@ -10,13 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_tutorial.attention import LoraRobertaSelfAttention
 from lora_tutorial.config import LoraConfig
-from lora_tutorial.layers import LoraLinear
 from lora_tutorial.merging import lora_modules
 from lora_tutorial.wrapper import LoraWrapperRoberta
 
 PREFIX = "base_model.model."
+PLAIN = ("LoraLinear", "LoraLinear4bit", "LoraRobertaSelfAttention")  # by name: the second needs bitsandbytes
 # What PEFT calls the task of a transformers class, and the heads that it then trains and saves unasked.
 TASKS = {
     "ForSequenceClassification": ("SEQ_CLS", ("classifier", "score")),
@@ -140,10 +139,11 @@ def _factors(model: nn.Module, names: Any) -> dict[str, tuple[Tensor, Tensor]]:
     found: dict[str, tuple[Tensor, Tensor]] = {}
     uses = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
     for name, module in lora_modules(model):
-        if type(module) not in (LoraLinear, LoraRobertaSelfAttention):
+        kind = type(module)
+        if kind.__name__ not in PLAIN or not kind.__module__.startswith(f"{__package__}."):
             raise NotExpressibleError(
-                f"{name} is a {type(module).__name__}; only LoraLinear and LoraRobertaSelfAttention compute "
-                "what PEFT's plain LoRA does. Keep this adapter with save_adapter."
+                f"{name} is a {kind.__name__}; only {', '.join(PLAIN)} compute what PEFT's plain LoRA does. "
+                "Keep this adapter with save_adapter."
             )
         if uses[id(module)] > 1:
             raise NotExpressibleError(

@@ -205,6 +205,31 @@ def test_any_model_with_linear_layers(tmp_path: Path) -> None:
     assert torch.equal(import_peft(folder, fresh())["net"](x), model["net"](x))
 
 
+def test_a_base_in_four_bits(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "bitsandbytes", reason="bitsandbytes is not installed: pip install 'lora-tutorial[quant]'"
+    )
+    from bitsandbytes.nn import Linear4bit
+
+    from lora_tutorial.quantized_layers import inject_lora_4bit, keep_codes
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(3)
+        layer = Linear4bit(128, 64, compute_dtype=torch.float32, quant_type="nf4")
+        model = nn.ModuleDict({"net": nn.Sequential(layer, nn.Tanh(), nn.Linear(64, 3))}).to("cpu")
+        model.is_loaded_in_4bit = True
+        return keep_codes(model)  # or bitsandbytes rounds the scales on some CPUs, whoever calls it
+
+    config = LoraConfig(r=3, lora_alpha=7, target_modules=("net.0",))
+    model, x = shake(inject_lora_4bit(fresh(), config)), torch.randn(4, 128)
+    folder = export_peft(model, tmp_path / "adapter")
+    theirs = into_peft(fresh(), folder)
+    assert not torch.allclose(model["net"](x), fresh()["net"](x), atol=1e-2)
+    assert torch.equal(theirs.base_model.model["net"](x), model["net"](x))
+    again = import_peft(folder, fresh())
+    assert torch.equal(again["net"](x), model["net"](x))
+
+
 @pytest.mark.parametrize("model_class", [RobertaForQuestionAnswering, RobertaModel, RobertaForMaskedLM])
 def test_other_classes(model_class: type, tmp_path: Path) -> None:
     def fresh() -> nn.Module:
