@@ -483,13 +483,15 @@ def test_import_needs_to_know_the_base(tmp_path: Path) -> None:
 
 def test_a_moved_export_still_finds_its_base(tiny_folder: Path, tmp_path: Path) -> None:
     model = adapted(CONFIGS["query and value"])
-    folder = export_peft(
-        model, tmp_path / "adapter", base=tiny_folder, metadata={"labels": ["no", "maybe", "yes"]}
-    )
+    before, names = logits(model), ["no", "maybe", "yes"]
+    merge_lora(model)  # the base is then the weights from before
+    folder = export_peft(model, tmp_path / "adapter", base=tiny_folder, metadata={"labels": names})
     shutil.move(folder, tmp_path / "elsewhere")
     again = import_peft(tmp_path / "elsewhere")
-    assert torch.equal(logits(again), logits(model))
-    assert again.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    assert torch.equal(logits(again), before)
+    assert again.config.id2label == dict(enumerate(names))
+    with pytest.raises(ValueError, match="2 labels; the model has 3 outputs"):
+        export_peft(model, tmp_path / "other", base=tiny_folder, metadata={"labels": ["no", "yes"]})
 
 
 # One layer against PEFT's.
