@@ -304,6 +304,8 @@ def test_the_tutorials_own_head_is_refused(tiny_folder: Path, tmp_path: Path) ->
     with pytest.raises(NotExpressibleError, match=r'head="roberta".*modules_to_save=\["classifier"\]'):
         export_peft(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+    with pytest.raises(ValueError, match="head must be one of tutorial, roberta"):
+        LoraWrapperRoberta("glue", 3, model_id=str(tiny_folder), head="bert")
 
 
 # What has no place in PEFT's format.

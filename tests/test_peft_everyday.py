@@ -78,7 +78,7 @@ def losses(trainer: Trainer) -> list[float]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, Path]:
     """A base folder, a model that PEFT and Trainer trained on it, and the folder that Trainer saved."""
     root = tmp_path_factory.mktemp("trained")
-    base().roberta.save_pretrained(root / "base")
+    base(num_labels=2).roberta.save_pretrained(root / "base")  # as a base is found: it knows no third label
     with torch.random.fork_rng():
         torch.manual_seed(6)
         plain = RobertaForSequenceClassification.from_pretrained(root / "base", num_labels=3)
