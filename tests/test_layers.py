@@ -1,4 +1,4 @@
-"""One layer, over shapes, types, ranks and batch shapes; B is random, and zero only where that is the point."""
+"""One layer, over shapes, types, ranks and batch shapes; B is random unless zero is the point."""
 
 import pytest
 import torch
