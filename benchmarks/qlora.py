@@ -25,7 +25,7 @@ from lora_tutorial.training import evaluate_model, seed_everything, train
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("fp32-lora", "nf4-lora", "nf4-head")
 SEEDS = (0, 1, 2)
-RECIPE = load_recipe("quick", max_examples=1000)
+RECIPE = load_recipe("quick", max_examples=1000, learning_rate=1e-3)
 LORA = LoraConfig(r=8, lora_alpha=16, modules_to_save=("classifier",))
 
 
