@@ -1,4 +1,4 @@
-"""The command ``lora-tutorial``: train an adapter, use it, count parameters, see what is here."""
+"""The command ``lora-tutorial``: train an adapter, use it, run a benchmark, count parameters, look around."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lora_tutorial.cli_peft import add_commands
+
 app = typer.Typer(
     help="LoRA from scratch: train small adapters on a frozen encoder.",
     no_args_is_help=True,
@@ -17,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+add_commands(app)
 
 
 def main() -> None:
@@ -28,7 +31,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            "\nStopped. The same command with --resume goes on from the last checkpoint."
+            "\nStopped. The same command goes on from the last checkpoint (train needs --resume)."
         )
         sys.exit(130)
 
@@ -71,6 +74,7 @@ def train(
             f"{folder} holds a run; add --resume to go on, or name another folder with --out."
         )
     from lora_tutorial.experiments import Experiment, run_experiment
+    from lora_tutorial.outcome import save_run_adapter
 
     experiment = Experiment(chosen, task, encoder, method, source, seed, rank, lora_alpha)
     console.print(
@@ -81,7 +85,7 @@ def train(
         finished = run_experiment(experiment, folder, baselines=True, **options)
     _show_scores(finished)
     if method.startswith("lora"):
-        size = _save(finished, folder / "adapter", chosen.max_length)
+        size = save_run_adapter(finished, folder / "adapter")
         console.print(f"Adapter: {folder / 'adapter'} ({size / 1e6:.2f} MB). Try it:")
         console.print(
             f'  lora-tutorial predict {folder / "adapter"} "some text"', highlight=False, soft_wrap=True
@@ -105,22 +109,47 @@ def _show_scores(finished) -> None:
     console.print(f"in {record.wall_seconds:.0f} s of training and evaluation.")
 
 
-def _save(finished, folder: Path, max_length: int) -> int:
-    """Save the adapter with what `predict` needs; returns its size in bytes."""
-    from lora_tutorial.adapters import save_adapter
+@app.command()
+def bench(
+    tasks: Annotated[str, typer.Option(help="Names with commas between, such as cola,mrpc,rte.")],
+    methods: Annotated[
+        str, typer.Option(help="Of head, bitfit, lora, lora+bias+norm, full.")
+    ] = "head,bitfit,lora,lora+bias+norm,full",
+    seeds: Annotated[str, typer.Option(help="Whole numbers with commas between.")] = "0,1,2",
+    encoder: Annotated[str, typer.Option(help="As for train.")] = "minilm",
+    source: Annotated[str, typer.Option(help="As for train.")] = "auto",
+    recipe: Annotated[str, typer.Option(help="quick, tutorial, cpu or paper.")] = "cpu",
+    epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    max_examples: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="For all, instead of the sweeps'.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Try learning rates on training rows.")] = False,
+    rates: Annotated[str | None, typer.Option(help="For --sweep, instead of each method's own.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("benchmarks/results"),
+    work: Annotated[Path, typer.Option(help="For checkpoints and adapters.")] = Path("runs/bench"),
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
+    log_with: Annotated[list[str] | None, typer.Option(help="A tracker of accelerate.")] = None,
+) -> None:
+    """Run tasks x methods x seeds, one record each; the same command goes on where it was stopped."""
+    from lora_tutorial.bench import run_grid
+    from lora_tutorial.encoders import quiet
+    from lora_tutorial.grid import Grid, parse_list
 
-    task, record = finished.loaded.task, finished.record
-    metadata = {
-        "task": task.name,
-        "columns": list(task.columns),
-        "labels": list(task.labels),
-        "max_length": max_length,
-        "scored_on": record.extra["scored_on"],
-        "scores": finished.scores["trained"],
-        "data_sha256": record.config["data_sha256"],
-    }
-    save_adapter(finished.model, folder, metadata)
-    return sum(file.stat().st_size for file in folder.iterdir())
+    given = {"epochs": epochs, "max_examples": max_examples, "learning_rate": learning_rate}
+    changes = {key: value for key, value in given.items() if value is not None}
+    names = parse_list("tasks", tasks, str), parse_list("methods", methods, str)
+    grid = Grid(*names, parse_list("seeds", seeds, int), encoder, source, recipe, changes)
+    options = {"checkpoint_every": checkpoint_every, "log_with": log_with or ()}
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with quiet():
+        tried = parse_list("rates", rates, float) if rates else None
+        records = run_grid(grid, out, work, sweep, tried, say, **options)
+    failed = sum(record.status == "failed" for record in records)
+    say(f"{len(records) - failed} finished, {failed} failed. Records: {out / 'sweeps' if sweep else out}")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

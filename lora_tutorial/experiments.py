@@ -10,24 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from datasets import Dataset
-from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from datasets import Dataset, DatasetDict
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from lora_tutorial.baselines import frozen_encoder_baseline, majority_baseline
 from lora_tutorial.encoders import load_tokenizer
+from lora_tutorial.identity import parameters_hash
 from lora_tutorial.inject import freeze_parameters_except_lora_and_bias
 from lora_tutorial.merging import unload_lora
-from lora_tutorial.metrics import TaskMetric, load_metric
+from lora_tutorial.metrics import load_metric
+from lora_tutorial.outcome import score_split
 from lora_tutorial.recipes import Recipe
 from lora_tutorial.results import RunRecord
 from lora_tutorial.tasks import LoadedTask, Task, load_task, make_loader, tokenize
-from lora_tutorial.training import evaluate_model, seed_everything, train
+from lora_tutorial.training import seed_everything, train
 from lora_tutorial.wrapper import LoraWrapperRoberta
 
 METHODS = ("head", "bitfit", "lora", "lora+bias+norm", "full")
@@ -81,57 +79,31 @@ class Loaders(NamedTuple):
     scored: dict[str, DataLoader]
 
 
-def make_loaders(
-    loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, seed: int = 0
-) -> Loaders:
-    """Tokenise a task and batch it as the recipe says; the training set is cut to ``max_examples``."""
+def tokenize_rows(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> DatasetDict:
+    """Cut the training set to the recipe's ``max_examples``, the same rows for every seed, and tokenise."""
     if "train" not in loaded.data:
         raise ValueError(f"Task {loaded.task.name!r} has no training split in this source; choose another.")
-    data = tokenize(loaded, tokenizer, recipe.max_length)
-    rows = data["train"].select(recipe.subset(len(data["train"]), seed=0))  # the same rows for every seed
-    shuffled = make_loader(rows, tokenizer, recipe.batch_size, shuffle=True, seed=seed)
+    rows = loaded.data["train"]
+    data = DatasetDict({**loaded.data, "train": rows.select(recipe.subset(len(rows), seed=0))})
+    return tokenize(LoadedTask(loaded.task, data), tokenizer, recipe.max_length)
+
+
+def make_loaders(
+    loaded: LoadedTask,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    seed: int = 0,
+    tokenized: DatasetDict | None = None,
+) -> Loaders:
+    """Batch a task as the recipe says; ``tokenized``, from `tokenize_rows`, saves tokenising it again."""
+    data = tokenize_rows(loaded, tokenizer, recipe) if tokenized is None else tokenized
+    shuffled = make_loader(data["train"], tokenizer, recipe.batch_size, shuffle=True, seed=seed)
     scored = {
         split: make_loader(data[split], tokenizer, EVALUATION_BATCH, sort_by_length=True)
         for split in data
         if split != "train"
     }
     return Loaders(shuffled, scored)
-
-
-def majority_baseline(loaded: LoadedTask, metric: TaskMetric, split: str = "test") -> dict[str, float]:
-    """The score of always giving the commonest training class (the mean, for a regression)."""
-    train_labels = loaded.data["train"]["label"]
-    dummy = DummyRegressor() if loaded.task.regression else DummyClassifier(strategy="most_frequent")
-    dummy.fit([[0]] * len(train_labels), train_labels)
-    gold = loaded.data[split]["label"]
-    return metric.compute(predictions=dummy.predict([[0]] * len(gold)), references=list(gold))
-
-
-def frozen_encoder_baseline(
-    model: LoraWrapperRoberta, loaders: Loaders, metric: TaskMetric, regression: bool, split: str = "test"
-) -> dict[str, float]:
-    """The score of a linear head on the frozen encoder's first token: what is there before any adaptation.
-
-    ``model`` must be fresh: its adapters add nothing yet. The head is scikit-learn's, trained to its optimum
-    on the same training rows.
-    """
-    x, y = _first_tokens(model.model, loaders.train)
-    head = RidgeCV(alphas=(0.1, 1, 10, 100, 1000)) if regression else LogisticRegression(C=0.1, max_iter=1000)
-    fitted = make_pipeline(StandardScaler(), head).fit(x, y)
-    x, y = _first_tokens(model.model, loaders.scored[split])
-    return metric.compute(predictions=fitted.predict(x), references=y)
-
-
-@torch.no_grad()
-def _first_tokens(encoder: nn.Module, loader: DataLoader) -> tuple[Any, Any]:
-    """First token of the last hidden state, (rows, hidden), and the labels, (rows,), as NumPy arrays."""
-    encoder.eval()
-    states, labels = [], []
-    for batch in loader:
-        labels.append(batch.pop("labels"))
-        batch = {key: value.to(encoder.device) for key, value in batch.items()}
-        states.append(encoder(**batch).last_hidden_state[:, 0].float().cpu())
-    return torch.cat(states).numpy(), torch.cat(labels).numpy()
 
 
 def data_hash(splits: Mapping[str, Dataset] | Iterable[tuple[str, Dataset]]) -> str:
@@ -158,6 +130,14 @@ class Experiment:
     lora_alpha: float | None = None
 
 
+class Prepared(NamedTuple):
+    """What the runs of one task share: its data, its tokens (see `tokenize_rows`) and its hash."""
+
+    loaded: LoadedTask
+    tokenized: DatasetDict
+    data_sha256: str
+
+
 class Finished(NamedTuple):
     """What a run leaves behind."""
 
@@ -167,10 +147,33 @@ class Finished(NamedTuple):
     scores: dict[str, dict[str, float]]
 
 
+def describe(experiment: Experiment, data_sha256: str, base_sha256: str) -> dict[str, Any]:
+    """The configuration that a record keeps: names without this machine's paths, and two hashes."""
+    folder = os.path.isdir(experiment.encoder)
+    return {
+        "task": experiment.task,
+        "source": Path(experiment.source).name,
+        "encoder": Path(experiment.encoder).name if folder else experiment.encoder,
+        "method": experiment.method,
+        "lora_rank": experiment.lora_rank,
+        "lora_alpha": experiment.lora_alpha,
+        "data_sha256": data_sha256,
+        "base_sha256": base_sha256,
+    }
+
+
+def encoder_hash(encoder: nn.Module) -> str:
+    """SHA-256 of an encoder's own parameters, whatever adapters it has; see `parameters_hash`."""
+    names = [name for name, _ in encoder.named_parameters()]
+    return parameters_hash(encoder, [name for name in names if name.rpartition(".")[2].startswith("lora_")])
+
+
 def run_experiment(
     experiment: Experiment,
     output_dir: str | os.PathLike[str] | None = None,
     baselines: bool = False,
+    prepared: Prepared | None = None,
+    every_split: bool = False,
     **options: Any,
 ) -> Finished:
     """Load, build, train and score one run.
@@ -183,6 +186,10 @@ def run_experiment(
         Folder for the record and checkpoints, as for ``train``.
     baselines
         Whether to score the majority class and the frozen encoder too.
+    prepared
+        The data, where they are at hand already; they must be those of ``experiment``.
+    every_split
+        Whether the trained model is scored on every split with labels instead of the final one alone.
     **options
         Passed on to ``train``: ``resume``, ``progress``, ``checkpoint_every``, ``log_with``, ``cpu``.
 
@@ -190,13 +197,16 @@ def run_experiment(
     -------
     Finished
         ``scores`` has ``"trained"`` and, if asked for, the two baselines by name: all on the
-        test split where there is a labelled one, else on validation.
+        test split where there is a labelled one, else on validation. ``record.extra["splits"]`` has
+        rows, scores and the predictions' hash of each split scored.
     """
-    loaded = load_task(experiment.task, experiment.source)
+    loaded = prepared.loaded if prepared else load_task(experiment.task, experiment.source)
     metric = load_metric(loaded.task.metric)
     settings = {"lora_rank": experiment.lora_rank, "lora_alpha": experiment.lora_alpha}
     model = build_model(loaded.task, experiment.method, experiment.encoder, experiment.seed, **settings)
-    loaders = make_loaders(loaded, load_tokenizer(experiment.encoder), experiment.recipe, experiment.seed)
+    tokenizer = load_tokenizer(experiment.encoder)
+    tokens = prepared.tokenized if prepared else tokenize_rows(loaded, tokenizer, experiment.recipe)
+    loaders = make_loaders(loaded, tokenizer, experiment.recipe, experiment.seed, tokens)
     final = "test" if "test" in loaders.scored else "validation"
     scores = {}
     if baselines:
@@ -204,28 +214,26 @@ def run_experiment(
         scores["frozen encoder, trained head"] = frozen_encoder_baseline(
             model, loaders, metric, loaded.task.regression, final
         )
-    config = {
-        "task": experiment.task,
-        "source": Path(experiment.source).name,
-        "encoder": Path(experiment.encoder).name if os.path.isdir(experiment.encoder) else experiment.encoder,
-        "method": experiment.method,
-        **settings,
-        "data_sha256": data_hash(loaded.data),
-    }
-    validation = loaders.scored.get("validation", loaders.scored[final])
+    data_sha256 = prepared.data_sha256 if prepared else data_hash(loaded.data)
     record = train(
         model,
         loaders.train,
-        validation,
+        loaders.scored.get("validation", loaders.scored[final]),
         metric,
         experiment.recipe,
         output_dir,
         experiment.seed,
-        config=config,
+        config=describe(experiment, data_sha256, encoder_hash(model.model)),
         **options,
     )
-    scores["trained"] = evaluate_model(model, loaders.scored[final], metric)
-    record.extra |= {"scored_on": final, "scores": scores}
+    splits = {
+        split: score_split(
+            model, loaders.scored[split], metric, [len(ids) for ids in tokens[split]["input_ids"]]
+        )
+        for split in (loaders.scored if every_split else (final,))
+    }
+    scores["trained"] = splits[final]["scores"]
+    record.extra |= {"scored_on": final, "scores": scores, "splits": splits}
     if output_dir is not None:
         record.save(Path(output_dir) / "record.json")
     return Finished(model, record, loaded, scores)

@@ -80,14 +80,19 @@ def check_inputs(
             f"{type(train_loader.sampler).__name__} draws an order that cannot be drawn again after an "
             f"interruption: use shuffle=True, or a sampler with set_epoch."
         )
+    check_trackers(log_with)
+    if log_with and output_dir is None:
+        raise ValueError("Trackers need an output_dir for their files.")
+
+
+def check_trackers(log_with: Sequence[str]) -> None:
+    """Raise ``ValueError`` for a tracker that accelerate does not have here."""
     available = [str(name.value if hasattr(name, "value") else name) for name in get_available_trackers()]
     for name in log_with:
         if name not in available:
             raise ValueError(
                 f"Tracker {name!r} is unknown or not installed; here: {', '.join(available) or 'none'}."
             )
-    if log_with and output_dir is None:
-        raise ValueError("Trackers need an output_dir for their files.")
 
 
 def batch_size(loader: DataLoader) -> int:
