@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+
+from lora_tutorial.storage import sha256_of
 
 _TIMEOUT = 5.0  # seconds; without an early look-up the libraries retry for about twenty
 # No pickled weights: everything but safetensors, JSON and vocabularies stays where it is.
@@ -57,21 +60,66 @@ def is_reachable() -> bool:
     return True
 
 
+def download(repository: str, kind: str, patterns: list[str], instead: str) -> Path:
+    """Fetch files of a repository, check each against its hash, and return their folder.
+
+    The hub's library compares sizes only. The folder's name is the revision.
+
+    Parameters
+    ----------
+    repository, kind, instead
+        As for ``require_hub``.
+    patterns
+        Which files, such as ``["*.json"]``.
+
+    Raises
+    ------
+    HubUnreachableError
+        Also if the download breaks off.
+    ValueError
+        Also if a file is not what the hub announced; it is removed, so that the next call fetches it again.
+    """
+    require_hub(repository, kind, instead)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repository, repo_type=kind, allow_patterns=patterns))
+    except Exception as error:  # see require_hub
+        told = " ".join(str(error).split())
+        raise HubUnreachableError(
+            f"The hub did not deliver the {kind} {repository!r} whole ({told}); try again, or {instead}."
+        ) from error
+    for file in folder.rglob("*"):
+        if file.is_file() and not _is_as_announced(file):
+            file.resolve().unlink()
+            file.unlink(missing_ok=True)
+            raise ValueError(
+                f"{file.name} of the {kind} {repository!r} has other bytes than the hub announced and was "
+                f"removed; try again, or {instead}."
+            )
+    return folder
+
+
+def _is_as_announced(file: Path) -> bool:
+    """Whether a file in the hub's cache has the hash it is stored under: SHA-256, or git's for small ones."""
+    stored = file.resolve().name
+    if len(stored) == 64:
+        return sha256_of(file) == stored
+    if len(stored) == 40:
+        data = file.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == stored
+    return True  # a file system without links: its hash is not known here
+
+
 def checkpoint_folder(repository: str, instead: str) -> Path:
     """Return the folder of a checkpoint from the hub's local cache, downloading it where it is missing.
 
     Raises
     ------
     HubUnreachableError, ValueError
-        As ``require_hub``, if the checkpoint is not in the cache.
+        As ``download``, if the checkpoint is not in the cache.
     """
-    cached = cached_checkpoint(repository)
-    if cached is not None:
-        return cached
-    require_hub(repository, "model", instead)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(repository, allow_patterns=_FILES))
+    return cached_checkpoint(repository) or download(repository, "model", _FILES, instead)
 
 
 def cached_checkpoint(repository: str) -> Path | None:

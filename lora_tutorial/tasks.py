@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict, load_dataset
@@ -147,11 +148,38 @@ def _from_folder(task: Task, folder: Path) -> dict[str, Dataset]:
         raise ValueError(f"A file in {folder / task.name} is not readable parquet ({error}).") from error
 
 
+_INSTEAD = (
+    "without it name a folder of parquet files in LORA_TUTORIAL_DATA, or take 'reviews' or another "
+    "embedded task"
+)
+
+
 def _from_hub(task: Task) -> DatasetDict:
-    hub.require_hub(
-        task.path,
-        "dataset",
-        "without it name a folder of parquet files in LORA_TUTORIAL_DATA, or take 'reviews' or another "
-        "embedded task",
-    )
-    return load_dataset(task.path, task.config)
+    """The task's data from the hub, or as they were loaded last where the hub does not answer."""
+    files = [f"{task.config}/*" if task.config else "*.parquet", "README.md"]
+    try:
+        revision = hub.download(task.path, "dataset", files, _INSTEAD).name
+    except hub.HubUnreachableError:
+        cached = _from_cache(task)
+        if cached is None:
+            raise
+        return cached
+    try:
+        return load_dataset(task.path, task.config, revision=revision)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        told = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"The hub's files of {task.name!r} cannot be read ({told}); {_INSTEAD}.") from error
+
+
+def _from_cache(task: Task) -> DatasetDict | None:
+    """What `load_dataset` keeps of an earlier call, without a look at the network."""
+    offline, verbosity = datasets.config.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
+    datasets.config.HF_HUB_OFFLINE = True  # else it tries the network for some twenty seconds
+    datasets.logging.set_verbosity_error()
+    try:
+        return load_dataset(task.path, task.config)
+    except (OSError, ValueError):  # not there
+        return None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+        datasets.logging.set_verbosity(verbosity)

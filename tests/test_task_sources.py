@@ -1,5 +1,7 @@
 """GLUE and SQuAD from a folder or the hub, and one sentence for every row that cannot be right."""
 
+from pathlib import Path
+
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -82,18 +84,18 @@ def test_a_labelled_test_split_is_kept(tmp_path):
 def test_the_hub_is_asked_for_its_own_names(monkeypatch):
     asked = []
     monkeypatch.delenv("LORA_TUTORIAL_DATA", raising=False)
-    monkeypatch.setattr(hub, "require_hub", lambda *arguments: None)
+    monkeypatch.setattr(hub, "download", lambda *arguments: Path("the-revision"))
     rows = Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1], "idx": [0, 1]})
     rows = rows.cast_column("label", ClassLabel(names=["negative", "positive"]))
     hidden = Dataset.from_dict({"sentence": ["a"], "label": [-1], "idx": [0]})
 
-    def load_dataset(*arguments):
-        asked.append(arguments)
+    def load_dataset(*arguments, revision):
+        asked.append((*arguments, revision))
         return DatasetDict(train=rows, validation=rows, test=hidden)
 
     monkeypatch.setattr(tasks, "load_dataset", load_dataset)
     assert list(load_task("sst2").data) == ["train", "validation"]
-    assert asked == [("nyu-mll/glue", "sst2")]
+    assert asked == [("nyu-mll/glue", "sst2", "the-revision")]
     assert (TASKS["squad_v2"].path, TASKS["squad_v2"].config) == ("rajpurkar/squad_v2", None)
 
 
