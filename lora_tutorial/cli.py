@@ -51,6 +51,7 @@ def train(
     source: Annotated[str, typer.Option(help="auto, embedded, hub, or a folder of parquet files.")] = "auto",
     rank: Annotated[int, typer.Option(help="The rank r of the update.")] = 8,
     lora_alpha: Annotated[float | None, typer.Option(help="Scale is lora_alpha / r; default r.")] = None,
+    head: Annotated[str, typer.Option(help="tutorial, or roberta, which PEFT has a place for.")] = "tutorial",
     learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     max_examples: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
@@ -76,7 +77,7 @@ def train(
     from lora_tutorial.experiments import Experiment, run_experiment
     from lora_tutorial.outcome import save_run_adapter
 
-    experiment = Experiment(chosen, task, encoder, method, source, seed, rank, lora_alpha)
+    experiment = Experiment(chosen, task, encoder, method, source, seed, rank, lora_alpha, head)
     console.print(
         f"Fine-tuning {encoder} on {task} by {method}: {chosen.epochs} epoch(s), r = {rank}, seed {seed}."
     )

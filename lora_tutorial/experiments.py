@@ -128,6 +128,7 @@ class Experiment:
     seed: int = 0
     lora_rank: int = 8
     lora_alpha: float | None = None
+    head: str = "tutorial"
 
 
 class Prepared(NamedTuple):
@@ -157,6 +158,7 @@ def describe(experiment: Experiment, data_sha256: str, base_sha256: str) -> dict
         "method": experiment.method,
         "lora_rank": experiment.lora_rank,
         "lora_alpha": experiment.lora_alpha,
+        "head": experiment.head,
         "data_sha256": data_sha256,
         "base_sha256": base_sha256,
     }
@@ -202,7 +204,7 @@ def run_experiment(
     """
     loaded = prepared.loaded if prepared else load_task(experiment.task, experiment.source)
     metric = load_metric(loaded.task.metric)
-    settings = {"lora_rank": experiment.lora_rank, "lora_alpha": experiment.lora_alpha}
+    settings = {key: getattr(experiment, key) for key in ("lora_rank", "lora_alpha", "head")}
     model = build_model(loaded.task, experiment.method, experiment.encoder, experiment.seed, **settings)
     tokenizer = load_tokenizer(experiment.encoder)
     tokens = prepared.tokenized if prepared else tokenize_rows(loaded, tokenizer, experiment.recipe)

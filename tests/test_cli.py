@@ -111,6 +111,7 @@ def test_doctor_says_what_is_missing_and_what_to_do(monkeypatch, tmp_path):
         (["train", "--task", "sst3"], "There is no task 'sst3'"),
         (["train", "--method", "lroa"], "method must be one of head, bitfit"),
         (["train", "--recipe", "fast"], "Unknown recipe 'fast'"),
+        (["train", "--head", "odd"], "head must be one of tutorial, roberta; got 'odd'"),
         (["train", "--rank", "0"], "r must be the rank, a positive integer; got 0"),
         (["train", "--source", "no/such/folder", "--task", "cola"], "no/such/folder"),
         (["predict", "no/such/adapter", "text"], "no adapter folder"),
