@@ -15,6 +15,8 @@ from datasets import Features, Value
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from lora_tutorial.squad_metrics import SpanMetric, Squad, SquadV2
+
 
 class TaskMetric(evaluate.Metric):
     """Common part: columns ``predictions`` and ``references``, kept in memory, checked when computed.
@@ -129,15 +131,17 @@ def _constant(values: np.ndarray) -> bool:
     return bool((values == values[0]).all())
 
 
-METRICS: dict[str, type[TaskMetric]] = {
+METRICS: dict[str, type[TaskMetric | SpanMetric]] = {
     "accuracy": Accuracy,
     "accuracy_f1": AccuracyF1,
     "matthews": Matthews,
     "pearson_spearman": PearsonSpearman,
+    "squad": Squad,
+    "squad_v2": SquadV2,
 }
 
 
-def load_metric(name: str) -> TaskMetric:
+def load_metric(name: str) -> TaskMetric | SpanMetric:
     """A fresh metric by name.
 
     Raises

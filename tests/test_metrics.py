@@ -10,6 +10,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from lora_tutorial.metrics import METRICS, load_metric
 
+NUMBERS = [name for name in METRICS if not name.startswith("squad")]  # texts are in test_squad_metrics.py
+
 
 def filled(name, guessed, gold, batch=7):
     metric = load_metric(name)
@@ -75,7 +77,7 @@ def test_nearly_constant_answers_raise_no_warning():
 
 
 def test_every_metric_names_a_main_score_it_returns_and_is_a_metric_of_evaluate():
-    for name in METRICS:
+    for name in NUMBERS:
         metric = load_metric(name)
         assert isinstance(metric, evaluate.Metric)
         assert metric.main_score in metric.compute(predictions=[0, 1, 1], references=[0, 1, 0])
@@ -115,6 +117,6 @@ def test_metrics_open_no_connection_and_leave_no_file_behind(monkeypatch, tmp_pa
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "cache")
-    for name in METRICS:
+    for name in NUMBERS:
         filled(name, np.array([0, 1, 1]), np.array([0, 1, 0]))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
