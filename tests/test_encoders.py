@@ -6,16 +6,13 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertModel,
-    RobertaConfig,
     RobertaForSequenceClassification,
     RobertaModel,
-    RobertaTokenizer,
 )
 
 from lora_tutorial import assets
@@ -35,28 +32,6 @@ OTHERS = ["Segment two.", "x", "A much longer second segment than the first one,
 def bert():
     with quiet():
         return BertModel.from_pretrained(assets.fetch("minilm")).eval()
-
-
-@pytest.fixture(scope="session")
-def byte_level(tmp_path_factory):
-    """A tiny random RoBERTa as the hub has them: byte-level BPE trained here, pad id 1, one token type."""
-    folder = tmp_path_factory.mktemp("byte-level")
-    trained = ByteLevelBPETokenizer()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trained.train_from_iterator([*TEXTS, *OTHERS] * 20, vocab_size=320, special_tokens=special)
-    trained.save_model(str(folder))
-    tokenizer = RobertaTokenizer(
-        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=62
-    )
-    torch.manual_seed(0)
-    shape = {"hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 36}
-    config = RobertaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=64, type_vocab_size=1, layer_norm_eps=1e-5, **shape
-    )
-    with quiet():
-        tokenizer.save_pretrained(folder)
-        RobertaModel(config).save_pretrained(folder)
-    return folder
 
 
 def difference(model, bert, batch):
