@@ -13,6 +13,9 @@ from lora_tutorial.config import ALL_LINEAR, LoraConfig
 from lora_tutorial.layers import LoraLinear
 from lora_tutorial.merging import lora_modules
 
+#: Heads of transformers' models, by the name they have at the top level.
+HEADS = ("classifier", "score", "qa_outputs")
+
 
 def inject_lora(
     model: nn.Module,
@@ -63,13 +66,15 @@ def inject_lora(
 def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     """The full names of the layers that ``config.target_modules`` selects, in the model's order.
 
-    Modules inside ``modules_to_save`` are left out, since they train whole; ``"all-linear"`` leaves out the
-    output embedding too, as PEFT does.
+    Modules inside ``modules_to_save`` are left out, since they train whole. ``"all-linear"`` leaves out the
+    output embedding and a head (named as in `HEADS`) too, as PEFT does: a new head is random, and an
+    adapter on frozen random numbers is not what anyone wants.
     """
     saved = matching_modules(model, config.modules_to_save, "modules_to_save")
     if config.target_modules == ALL_LINEAR:
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        names = [n for n, m in _modules(model) if isinstance(m, nn.Linear) and m is not output]
+        linear = [n for n, m in _modules(model) if isinstance(m, nn.Linear) and m is not output]
+        names = [n for n in linear if n.partition(".")[0] not in HEADS]
     elif isinstance(config.target_modules, str):
         names = [n for n, _ in _modules(model) if re.fullmatch(config.target_modules, n)]
     else:

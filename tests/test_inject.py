@@ -108,6 +108,11 @@ def test_what_is_refused_leaves_the_model_untouched(model, settings, message):
     assert not adapted(model) and all(p.requires_grad for p in model.parameters())
 
 
+def test_all_linear_leaves_a_head_out_even_unnamed(model):
+    inject_lora(model, LoraConfig(r=2, target_modules="all-linear"))
+    assert not any(name.startswith("classifier") for name in adapted(model)) and "mix" in adapted(model)
+
+
 def test_a_module_is_never_wrapped_twice(model):
     inject_lora(model, LoraConfig(r=2, target_modules=["query"]))
     with pytest.raises(ValueError, match="adapters already"):

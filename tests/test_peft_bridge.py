@@ -335,7 +335,7 @@ def one_frozen_weight() -> nn.Module:
 
 
 def adapted_head() -> nn.Module:
-    return inject_lora(base(), LoraConfig(r=2, target_modules="all-linear"))
+    return inject_lora(base(), LoraConfig(r=2, target_modules=("query", "classifier.dense")))
 
 
 def two_ranks() -> nn.Module:
