@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from lora_tutorial.cli import app
 from lora_tutorial.encoders import load_encoder, load_tokenizer
 from lora_tutorial.experiments import encoder_hash
 from lora_tutorial.grid import Grid, best_rate, held_out_split
+from lora_tutorial.metrics import load_metric
+from lora_tutorial.outcome import score_split
 from lora_tutorial.preparation import peak_memory
 from lora_tutorial.results import load_record, load_records
-from lora_tutorial.tasks import load_task
+from lora_tutorial.tasks import load_task, make_loader, tokenize
 
 GOOD = ["a bright day", "a warm and lovely walk", "we laughed all evening", "what a fine meal it was"]
 BAD = ["a grey day", "a cold and dull walk", "we waited all evening", "what a poor meal it was"]
@@ -155,6 +158,25 @@ def test_a_records_adapter_gives_its_score_and_its_predictions(plan, go, tmp_pat
         gold = torch.tensor(loaded.data["validation"]["label"])
         pearson = torch.corrcoef(torch.stack([torch.tensor(answers), gold.float()]))[0, 1].item()
         assert split["scores"]["pearson"] == pytest.approx(pearson, abs=1e-3)
+
+
+class OddLengths(torch.nn.Module):
+    """Class 1 for an input of an odd number of tokens."""
+
+    def forward(self, attention_mask, **rest):
+        odd = attention_mask.sum(1) % 2
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(odd, 2).float())  # (batch, 2)
+
+
+def test_predictions_are_hashed_in_the_order_of_the_rows(data, encoder):
+    loaded, tokenizer = load_task("sst2", data), load_tokenizer(encoder)
+    tokens = tokenize(loaded, tokenizer, 64)["validation"]
+    lengths = [len(ids) for ids in tokens["input_ids"]]
+    assert lengths != sorted(lengths) and len({length % 2 for length in lengths}) == 2
+    loader = make_loader(tokens, tokenizer, 5, sort_by_length=True)
+    found = score_split(OddLengths(), loader, load_metric("accuracy"), lengths)
+    expected = [float(length % 2) for length in lengths]
+    assert found["predictions_sha256"] == hashlib.sha256(json.dumps(expected).encode()).hexdigest()
 
 
 def test_finished_runs_are_skipped_and_left_as_they_are(plan, go, tmp_path, updates):

@@ -246,7 +246,7 @@ def test_what_was_never_fetched_is_one_sentence_with_what_to_do(visits, visit):
     sentence(later["damaged before"], "HubUnreachableError", "other-bytes", "'minilm'")
     sentence(later["other configuration"], "HubUnreachableError", "glue", "LORA_TUTORIAL_DATA", "'reviews'")
     sentence(later["other data set"], "HubUnreachableError", "squad_v2", "LORA_TUTORIAL_DATA")
-    assert later["seconds"]["other data set"] < 15, "nobody waits for a hub that does not answer"
+    assert later["seconds"]["other data set"] < 60, "nobody waits for a hub that does not answer"
 
 
 def test_what_the_hub_does_not_have_is_one_sentence(visits):
