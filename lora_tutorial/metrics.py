@@ -7,6 +7,7 @@ and constant predictions have a defined score.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any
 
 import evaluate
@@ -18,7 +19,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from lora_tutorial.squad_metrics import SpanMetric, Squad, SquadV2
 
 
-class TaskMetric(evaluate.Metric):
+class TaskMetric(evaluate.Metric, ABC):
     """Common part: columns ``predictions`` and ``references``, kept in memory, checked when computed.
 
     Use ``add_batch(predictions=..., references=...)`` for each batch, then ``compute()``, which returns
@@ -61,8 +62,9 @@ class TaskMetric(evaluate.Metric):
             )
         return {name: float(score) for name, score in self._scores(guessed, gold).items()}
 
+    @abstractmethod
     def _scores(self, guessed: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-        raise NotImplementedError
+        """The scores of two arrays, both of shape (examples,)."""
 
 
 class Accuracy(TaskMetric):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import string
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -55,7 +56,7 @@ def score_answer(predicted: str, golds: Sequence[str]) -> tuple[int, float]:
     return exact, max(token_f1(predicted, gold) for gold in golds)
 
 
-class SpanMetric(evaluate.Metric):
+class SpanMetric(evaluate.Metric, ABC):
     """Common part: predictions and references are matched by ``id``, in whatever order they come.
 
     As in the hub's schema, a prediction is ``{"id": str, "prediction_text": str}`` and a reference
@@ -105,8 +106,9 @@ class SpanMetric(evaluate.Metric):
         golds = {reference["id"]: reference["answers"]["text"] for reference in references}
         return self._scores(by_id, golds, **kwargs)
 
+    @abstractmethod
     def _scores(self, by_id: dict[str, Any], golds: dict[str, list[str]]) -> dict[str, float]:
-        raise NotImplementedError
+        """The scores of predictions and gold answers, both by question."""
 
 
 class Squad(SpanMetric):
