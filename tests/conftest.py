@@ -20,6 +20,16 @@ def data_folder():
     return Path(folder)
 
 
+@pytest.fixture
+def seeded_on_one_thread():
+    """Matrices this small take longer to hand out than to multiply."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def minilm():
     """The encoder that needs no hub: (model, tokenizer). Read only: do not train it or change it."""
@@ -73,4 +83,20 @@ def byte_level(tmp_path_factory):
     with quiet():
         tokenizer.save_pretrained(folder)
         RobertaModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_folder(tmp_path):
+    """A checkpoint folder of a tiny encoder, without a head, with a tokenizer."""
+    from peft_models import base
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path / "encoder"
+    base().roberta.save_pretrained(folder)
+    words = {f"w{i}": i for i in range(60)}
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w3")), pad_token="w1"
+    ).save_pretrained(folder)
     return folder

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from lora_tutorial.model_card import model_card
 from lora_tutorial.peft_bridge import export_peft, import_peft
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'lora-tutorial[peft]'")
+pytestmark = pytest.mark.usefixtures("seeded_on_one_thread")
 
 REVIEWS = ["A moving film, and a funny one.", "Dull from the first minute to the last.", "It is what it is."]
 METADATA = {
@@ -33,15 +33,6 @@ METADATA = {
     "labels": ["bad", "fair", "good"],
     "seed": 0,
 }
-
-
-@pytest.fixture(autouse=True)
-def _seeded_on_one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def examples() -> list[dict[str, torch.Tensor]]:
