@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
+from transformers import RobertaConfig, RobertaModel
 
 
 @pytest.fixture(scope="session")
@@ -59,31 +58,15 @@ def tiny_roberta(tmp_path_factory):
 @pytest.fixture(scope="session")
 def byte_level(tmp_path_factory):
     """A tiny random RoBERTa as the hub has them: byte-level BPE trained here, pad id 1, one token type."""
-    from lora_tutorial.encoders import quiet
+    from tiny_checkpoint import make_checkpoint
 
-    folder = tmp_path_factory.mktemp("byte-level")
-    trained = ByteLevelBPETokenizer()
     texts = [
         "A film I love.",
         "What a wonderful, long and winding road it was, honestly!",
         "Segment two, a much longer second segment than the first one, by far?",
         "émigré ½ naïve",
     ]
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trained.train_from_iterator(texts * 20, vocab_size=320, special_tokens=special)
-    trained.save_model(str(folder))
-    tokenizer = RobertaTokenizer(
-        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=62
-    )
-    torch.manual_seed(0)
-    shape = {"hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 36}
-    config = RobertaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=64, type_vocab_size=1, layer_norm_eps=1e-5, **shape
-    )
-    with quiet():
-        tokenizer.save_pretrained(folder)
-        RobertaModel(config).save_pretrained(folder)
-    return folder
+    return make_checkpoint(tmp_path_factory.mktemp("byte-level"), texts, max_length=62)
 
 
 @pytest.fixture
@@ -100,3 +83,19 @@ def tiny_folder(tmp_path):
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w3")), pad_token="w1"
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def wordpiece():
+    """The tokenizer of the encoder that needs no hub."""
+    from lora_tutorial.encoders import load_tokenizer
+
+    return load_tokenizer("minilm")
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "byte-level"])
+def tokenizer(request, byte_level):
+    """Both kinds of tokenizer, one after the other."""
+    from lora_tutorial.encoders import load_tokenizer
+
+    return load_tokenizer("minilm" if request.param == "wordpiece" else byte_level)
