@@ -1,167 +1,21 @@
-"""NF4 by hand against bitsandbytes (bit for bit), against its definition, and against its own laws."""
+"""NF4 by hand against its definition: levels, codes, bits, error, and what it refuses."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from weights_to_quantise import INPUTS, TABLES, gaussian, ties
 
 from lora_tutorial.quantization import (
-    QuantizedScales,
     bits_per_parameter,
     dequantize_4bit,
     dequantize_nf4,
-    dequantize_scales,
-    dynamic_levels,
-    fp4_levels,
-    int4_levels,
     nf4_levels,
     pack_codes,
     quantize_4bit,
     quantize_nf4,
-    quantize_scales,
     unpack_codes,
 )
-
-TABLES = {"nf4": nf4_levels, "fp4": fp4_levels, "int4": int4_levels}
-
-
-@pytest.fixture(scope="module")
-def bnb():
-    """bitsandbytes.functional, run without torch.compile (its odd-length path compiles for seconds)."""
-    functional = pytest.importorskip("bitsandbytes").functional
-    with torch.compiler.set_stance("force_eager"):
-        yield functional
-
-
-def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def ties(n: int = 64) -> torch.Tensor:
-    """A block whose absolute maximum is 1 and that holds every midpoint between neighbouring levels."""
-    block = torch.zeros(n)
-    block[0] = 1
-    block[1:16] = (nf4_levels()[:-1] + nf4_levels()[1:]) / 2
-    return block
-
-
-def near_ties(n: int) -> torch.Tensor:
-    """Midpoints times 1.3 and the floats beside them: the last bit of a division decides their codes."""
-    block = ties(n) * 1.3
-    middle = block[1:16].clone()
-    block[16:31] = torch.nextafter(middle, torch.tensor(2.0))
-    block[31:46] = torch.nextafter(middle, torch.tensor(-2.0))
-    return block
-
-
-INPUTS = {
-    "random": gaussian(96, 128),
-    "wide range": gaussian(64, 64, seed=1) * torch.logspace(-6, 6, 64)[:, None],
-    "heavy tails": gaussian(128, 64, seed=2) ** 5,
-    "uniform": torch.linspace(-1, 1, 4096),
-    "constant": torch.full((64, 64), 0.37),
-    "constant negative": torch.full((64, 64), -2.5),
-    "zero": torch.zeros(32, 64),
-    "some zero blocks": gaussian(32, 64, seed=3) * (torch.arange(32) % 2)[:, None],
-    "one zero": torch.zeros(2),
-    "tiny": gaussian(32, 64, seed=4) * 1e-30,
-    "subnormal": gaussian(32, 64, seed=5) * 1e-39,
-    "huge": gaussian(32, 64, seed=6) * 1e30,
-    "largest float": torch.full((2, 64), torch.finfo(torch.float32).max),
-    "odd length": gaussian(1001, seed=7),
-    "odd rows and columns": gaussian(33, 35, seed=8),
-    "short last block": gaussian(1000, seed=9),
-    "zeros in the short last block": torch.cat([gaussian(64, seed=10), torch.zeros(7)]),
-    "one block and one weight": gaussian(65, seed=11),
-    "three": torch.tensor([0.5, -1.5, 0.2]),
-    "ties": ties(),
-    "ties in a short block": ties(48),
-    "near ties": torch.cat([near_ties(64), near_ties(64) * -0.7]),
-    "near ties in a short block": near_ties(48),
-    "float16": gaussian(64, 64, seed=12).half(),
-    "bfloat16": gaussian(64, 64, seed=13).bfloat16(),
-    "float16, odd length": gaussian(777, seed=14).half(),
-    "not contiguous": gaussian(64, 96, seed=15).t(),
-    "three dimensions": gaussian(4, 8, 66, seed=16),
-}
-
-
-def by_bitsandbytes(bnb, weight: torch.Tensor, block_size: int, **arguments):
-    """Packed bytes, state and restored weight.
-
-    As one row: on AVX-512 bitsandbytes 0.50.2 restores a matrix wrongly unless its rows are whole blocks
-    (its kernel starts a new block at each row, its quantiser does not).
-    """
-    packed, state = bnb.quantize_4bit(weight.flatten(), blocksize=block_size, **arguments)
-    return packed.flatten(), state, bnb.dequantize_4bit(packed, state).reshape(weight.shape)
-
-
-inputs = pytest.mark.parametrize("weight", INPUTS.values(), ids=INPUTS)
-# The mean of the largest floats overflows: refused, and tested below.
-AVERAGEABLE = {name: weight for name, weight in INPUTS.items() if name != "largest float"}
-averageable = pytest.mark.parametrize("weight", AVERAGEABLE.values(), ids=AVERAGEABLE)
-block_sizes = pytest.mark.parametrize("block_size", [32, 64, 256, 4096])
-
-
-# --- against bitsandbytes ---------------------------------------------------------------------------
-
-
-def test_levels_equal_bitsandbytes(bnb):
-    assert torch.equal(nf4_levels(), bnb.get_4bit_type("nf4", device="cpu"))
-    assert torch.equal(fp4_levels(), bnb.get_4bit_type("fp4", device="cpu").unique())
-    assert torch.equal(dynamic_levels(), bnb.create_dynamic_map())
-
-
-@inputs
-@block_sizes
-def test_packed_bytes_scales_and_values_equal_bitsandbytes(bnb, weight, block_size):
-    packed, state, restored = by_bitsandbytes(bnb, weight, block_size, quant_type="nf4")
-    ours = quantize_nf4(weight, block_size)
-    assert torch.equal(ours.packed, packed)
-    assert torch.equal(ours.scales, state.absmax)
-    assert torch.equal(dequantize_nf4(ours), restored)
-
-
-@averageable
-@block_sizes
-def test_double_quantisation_equals_bitsandbytes(bnb, weight, block_size):
-    packed, state, restored = by_bitsandbytes(
-        bnb, weight, block_size, quant_type="nf4", compress_statistics=True
-    )
-    ours = quantize_nf4(weight, block_size, double=True)
-    assert isinstance(ours.scales, QuantizedScales)
-    assert torch.equal(ours.packed, packed)
-    assert torch.equal(ours.scales.codes, state.absmax)
-    assert torch.equal(ours.scales.absmax, state.state2.absmax)
-    assert torch.equal(ours.scales.mean, state.offset)
-    assert torch.equal(dequantize_nf4(ours), restored)
-
-
-def test_many_scales_equal_bitsandbytes(bnb):
-    scales = gaussian(100_003, seed=20).abs() ** 3  # 391 blocks of 256, the last one short
-    codes, state = bnb.quantize_blockwise(scales - scales.mean(), blocksize=256)
-    ours = quantize_scales(scales)
-    assert torch.equal(ours.codes, codes)
-    assert torch.equal(dequantize_scales(ours), bnb.dequantize_blockwise(codes, state) + scales.mean())
-
-
-@inputs
-def test_fp4_values_equal_bitsandbytes(bnb, weight):
-    # bitsandbytes numbers FP4 by bit pattern and has two zeros, so values are compared, not codes.
-    *_, restored = by_bitsandbytes(bnb, weight, 64, quant_type="fp4")
-    assert torch.equal(dequantize_4bit(quantize_4bit(weight, fp4_levels())), restored)
-
-
-def test_a_matrix_of_whole_rows_equals_bitsandbytes(bnb):
-    weight = gaussian(384, 384, seed=24)
-    packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
-    assert torch.equal(quantize_nf4(weight).packed, packed.flatten())
-    assert torch.equal(dequantize_nf4(quantize_nf4(weight)), bnb.dequantize_4bit(packed, state))
-
-
-# --- against the definition -------------------------------------------------------------------------
 
 
 def test_levels_are_normal_quantiles():
@@ -296,76 +150,6 @@ def test_the_error_of_an_outlier_stays_in_its_block():
     change = (dequantize_nf4(quantize_nf4(spoilt)) - dequantize_nf4(quantize_nf4(weight))).abs().amax(dim=1)
     assert change.nonzero().flatten().tolist() == [3]
     assert dequantize_nf4(quantize_nf4(spoilt))[3].count_nonzero() == 1
-
-
-# --- laws -------------------------------------------------------------------------------------------
-
-lengths = st.integers(1, 400)
-seeds = st.integers(0, 2**31)
-blocks = st.sampled_from([2, 16, 64, 256])
-names = st.sampled_from(sorted(TABLES))
-
-
-def drawn(n: int, seed: int) -> torch.Tensor:
-    """n weights: Gaussian, every third seed with heavy tails, every fifth with zeros."""
-    weight = gaussian(n, seed=seed)
-    if seed % 3 == 0:
-        weight = weight**3
-    if seed % 5 == 0:
-        weight[torch.arange(n) % 7 < 3] = 0
-    return weight
-
-
-@settings(deadline=None)
-@given(lengths, seeds, blocks, names)
-def test_error_is_at_most_half_the_widest_gap_times_the_scale(n, seed, block_size, name):
-    weight, levels = drawn(n, seed), TABLES[name]()
-    quantized = quantize_4bit(weight, levels, block_size)
-    bound = quantized.scales.repeat_interleave(block_size)[:n] * float(levels.diff().max()) / 2
-    assert ((dequantize_4bit(quantized) - weight).abs() <= bound * (1 + 1e-5)).all()
-
-
-@settings(deadline=None)
-@given(lengths, seeds, blocks, names)
-def test_quantising_twice_changes_nothing(n, seed, block_size, name):
-    once = quantize_4bit(drawn(n, seed), TABLES[name](), block_size)
-    twice = quantize_4bit(dequantize_4bit(once), TABLES[name](), block_size)
-    assert torch.equal(once.packed, twice.packed)
-    assert torch.equal(once.scales, twice.scales)
-
-
-@settings(deadline=None)
-@given(st.integers(1, 6), seeds, st.sampled_from([16, 64]))
-def test_order_inside_a_block_does_not_matter(n_blocks, seed, block_size):
-    weight = drawn(n_blocks * block_size, seed).view(n_blocks, block_size)
-    order = torch.randperm(block_size, generator=torch.Generator().manual_seed(seed))
-    plain, shuffled = quantize_nf4(weight, block_size), quantize_nf4(weight[:, order], block_size)
-    assert torch.equal(shuffled.scales, plain.scales)
-    assert torch.equal(
-        shuffled.codes.view(n_blocks, block_size), plain.codes.view(n_blocks, block_size)[:, order]
-    )
-
-
-@settings(deadline=None)
-@given(lengths, seeds, blocks, st.integers(-40, 40), st.booleans())
-def test_a_power_of_two_moves_only_the_scales(n, seed, block_size, power, double):
-    weight, factor = drawn(n, seed), 2.0**power
-    plain, scaled = (
-        quantize_nf4(weight, block_size, double),
-        quantize_nf4(weight * factor, block_size, double),
-    )
-    assert torch.equal(scaled.packed, plain.packed)
-    if double:
-        assert torch.equal(scaled.scales.codes, plain.scales.codes)
-        assert torch.equal(scaled.scales.absmax, plain.scales.absmax * factor)
-    assert torch.equal(dequantize_nf4(scaled), dequantize_nf4(plain) * factor)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 15), min_size=2, max_size=50).filter(lambda codes: len(codes) % 2 == 0))
-def test_packing_can_be_undone(codes):
-    codes = torch.tensor(codes, dtype=torch.uint8)
-    assert torch.equal(unpack_codes(pack_codes(codes)), codes)
 
 
 # --- bad input --------------------------------------------------------------------------------------
