@@ -1,103 +1,19 @@
-"""The loop: what it trains, in which order, at which rate, what it records and what it refuses."""
+"""The loop: what it trains, in which order, at which rate, and how it is scored."""
 
-import dataclasses
-import itertools
-import json
-import math
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent / "scripts"))
 import tiny
+from training_runs import run
 
-from lora_tutorial import preparation, recipes
+from lora_tutorial import preparation
 from lora_tutorial.metrics import load_metric
-from lora_tutorial.results import load_record
-from lora_tutorial.training import NonFiniteLossError, evaluate_model, seed_everything, train
-
-
-def run(model=None, loaders=None, **arguments):
-    model = model if model is not None else tiny.model()
-    recipe = arguments.pop("recipe", tiny.recipe())
-    metric = arguments.pop("metric", load_metric("accuracy"))
-    return train(model, *(loaders or tiny.loaders()), metric, recipe, **arguments), model
-
-
-# ---- recipes ----
-
-
-def test_the_tutorial_recipe_rises_for_two_epochs_and_falls_for_four():
-    recipe = recipes.load_recipe("tutorial")
-    rates = [recipe.learning_rate * recipe.factor(step, 600) for step in range(600)]
-    assert (recipe.epochs, recipe.batch_size) == (6, 16)
-    assert max(rates) == rates[199] == rates[200] == 5e-4
-    assert rates[0] == pytest.approx(5e-4 / 200) and rates[599] == pytest.approx(5e-4 / 400)
-    assert all(a < b for a, b in itertools.pairwise(rates[:200]))
-    assert all(a > b for a, b in itertools.pairwise(rates[200:]))
-
-
-def test_schedules_after_the_warm_up():
-    cosine, constant = tiny.recipe(schedule="cosine"), tiny.recipe(schedule="constant")
-    assert cosine.factor(10, 40) == 1 and cosine.factor(25, 40) == pytest.approx(0.5)
-    assert constant.factor(39, 40) == 1 and constant.factor(0, 40) == pytest.approx(0.1)
-    assert tiny.recipe(warmup=0.0).factor(0, 1) == 1
-
-
-def test_the_papers_table_9():
-    rows = {task: recipes.load_recipe("paper", task) for task in recipes.PAPER}
-    tasks = ["mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb"]
-    assert [rows[t].batch_size for t in tasks] == [16, 16, 16, 32, 32, 16, 32, 16]
-    assert [rows[t].epochs for t in tasks] == [30, 60, 30, 80, 25, 25, 80, 40]
-    assert [rows[t].learning_rate for t in tasks] == [5e-4, 5e-4, 4e-4, 4e-4, 4e-4, 5e-4, 5e-4, 4e-4]
-    assert {t for t in tasks if rows[t].start_from == "mnli"} == {"mrpc", "rte", "stsb"}
-    assert {r.warmup for r in rows.values()} == {0.06} and {r.max_length for r in rows.values()} == {512}
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"epochs": 0}, "epochs=0"),
-        ({"epochs": 1.5}, "epochs=1.5"),
-        ({"batch_size": True}, "batch_size=True"),
-        ({"learning_rate": -1e-3}, "learning_rate=-0.001"),
-        ({"learning_rate": math.nan}, "learning_rate=nan"),
-        ({"warmup": 1.0}, r"warmup=1.0: give a share of all steps in \[0, 1\)"),
-        ({"weight_decay": -0.1}, "weight_decay"),
-        ({"adam_beta2": 1.0}, "adam_beta2"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm"),
-        ({"max_examples": 0}, "max_examples"),
-        ({"schedule": "steps"}, "schedule='steps': choose from linear, cosine, constant"),
-        ({"mixed_precision": "fp8"}, "mixed_precision='fp8'"),
-        ({"lr": 1.0}, "no field lr"),
-    ],
-)
-def test_a_bad_recipe_is_refused_by_field(changes, said):
-    with pytest.raises(ValueError, match=said):
-        recipes.load_recipe("tutorial", **changes)
-    with pytest.raises(TypeError, match="learning_rate='fast'"):
-        recipes.load_recipe("quick", learning_rate="fast")
-
-
-def test_unknown_recipes_and_tasks_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown recipe 'fast': choose from tutorial, quick, cpu, paper"):
-        recipes.load_recipe("fast")
-    with pytest.raises(ValueError, match="no row for task 'wnli'"):
-        recipes.load_recipe("paper", "wnli")
-
-
-def test_a_subset_is_seeded_and_within_bounds():
-    recipe = recipes.load_recipe("quick")
-    chosen = recipe.subset(9000, seed=1)
-    assert len(set(chosen)) == 3000 and chosen == sorted(chosen) == recipe.subset(9000, seed=1)
-    assert chosen != recipe.subset(9000, seed=2) and max(chosen) > 8000
-    assert recipe.subset(10) == list(range(10))
-
-
-# ---- the loop ----
+from lora_tutorial.training import evaluate_model, seed_everything
 
 
 def test_it_learns_and_leaves_frozen_weights_alone():
@@ -241,124 +157,3 @@ def test_seeding_everything_repeats_every_generator():
     seed_everything(5)
     assert draw() == first
     assert preparation.stream_seed(5, "order") != preparation.stream_seed(5, "training") != 5
-
-
-# ---- what is kept ----
-
-
-def test_the_record_on_disk_tells_the_whole_run(tmp_path):
-    record, _ = run(output_dir=tmp_path, config={"task": "points"}, checkpoint_every=3)
-    assert load_record(tmp_path / "record.json") == record
-    assert {len(series) for series in record.steps.values()} == {24}
-    assert [(epoch["epoch"], epoch["step"]) for epoch in record.epochs] == [(1, 8), (2, 16), (3, 24)]
-    assert record.epochs[1]["train_loss"] == pytest.approx(sum(record.steps["loss"][8:16]) / 8)
-    assert record.wall_seconds == pytest.approx(sum(epoch["seconds"] for epoch in record.epochs), rel=0.5)
-    assert record.peak_memory_bytes > 50e6 and record.config == {"task": "points"}
-    assert (record.trainable_parameters, record.total_parameters) == (45, 45 + 72)
-    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["step-00000021", "step-00000024"]
-    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
-
-
-def test_a_tracker_receives_losses_and_scores(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    record, _ = run(output_dir=tmp_path, log_with=["tensorboard"])
-    events = EventAccumulator(str(tmp_path / "logs" / "lora-tutorial"))
-    events.Reload()
-    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(record.steps["loss"])
-    assert [event.step for event in events.Scalars("eval/accuracy")] == [8, 16, 24]
-
-
-def test_nothing_is_printed_off_a_terminal(capfd):
-    run(progress=True)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_the_bar_shows_on_a_terminal_and_not_when_switched_off(capfd, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    run(progress=False)
-    assert capfd.readouterr() == ("", "")
-    run(progress=True)
-    assert "24/24" in capfd.readouterr().err
-
-
-class Diverging(tiny.Tiny):
-    """Its loss is not finite from a given call on."""
-
-    def __init__(self, at, value=math.nan):
-        super().__init__()
-        self.left, self.value = at, value
-
-    def forward(self, points, labels=None):
-        outputs = super().forward(points, labels)
-        if self.training:
-            self.left -= 1
-            if self.left < 0:
-                outputs["loss"] = outputs.loss * self.value
-        return outputs
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, value):
-    model = Diverging(13, value)
-    with pytest.raises(
-        NonFiniteLossError, match=r"The loss is (nan|inf) at step 14 of 24.*step-00000012"
-    ) as stop:
-        run(model, output_dir=tmp_path, checkpoint_every=4)
-    assert "learning rate" in str(stop.value)
-    record = load_record(tmp_path / "record.json")
-    assert record.status == "failed" and "step 14" in record.error and len(record.steps["loss"]) == 13
-    assert (tmp_path / "checkpoints" / "step-00000012" / "manifest.json").exists()
-    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
-
-
-def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights():
-    model = tiny.model()
-    model.head.weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(NonFiniteLossError, match=r"The norm of the gradient is (inf|nan) at step 1 of 24"):
-        run(model)
-    assert torch.isfinite(model.head.weight).all()
-
-
-# ---- what is refused ----
-
-
-def refused(said, error=ValueError, **arguments):
-    with pytest.raises(error, match=said):
-        run(**arguments)
-
-
-def test_what_cannot_work_is_refused_before_any_work(tmp_path):
-    train_loader, held_out = tiny.loaders()
-    frozen = tiny.model().requires_grad_(False)
-    refused("no trainable parameter", model=frozen)
-    refused("meta", model=tiny.model().to("meta"))
-    refused("batches of 4, recipe 'test' of 8", loaders=(DataLoader(tiny.Points(9), 4), None))
-    refused("yields no batch from 3", loaders=(DataLoader(tiny.Points(3), 8, drop_last=True), None))
-    refused("at most 10 examples, given 64", recipe=tiny.recipe(max_examples=10))
-    refused("checkpoint_every=0", checkpoint_every=0, output_dir=tmp_path)
-    refused("needs an output_dir", checkpoint_every=2)
-    refused("Tracker 'diary' is unknown or not installed", log_with=["diary"], output_dir=tmp_path)
-    refused("need an output_dir", log_with=["tensorboard"])
-    sampler = WeightedRandomSampler([1.0] * 64, 64)
-    refused(
-        "set_epoch",
-        loaders=(DataLoader(train_loader.dataset, 8, sampler=sampler), held_out),
-        output_dir=tmp_path,
-    )
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_model_without_a_loss_is_told_what_the_batches_lack(tmp_path):
-    def unlabelled(rows):
-        return {"points": torch.stack([row["points"] for row in rows])}
-
-    loader = DataLoader(tiny.Points(64), 8, collate_fn=unlabelled)
-    refused("no loss: the batches need labels", loaders=(loader, None), output_dir=tmp_path)
-    assert json.loads((tmp_path / "record.json").read_text())["status"] == "failed"
-
-
-def test_recipes_are_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        recipes.load_recipe("quick").epochs = 2
