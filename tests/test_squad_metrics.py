@@ -2,20 +2,25 @@
 
 import importlib.util
 import os
-import re
 
 import evaluate
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchmetrics.functional.text import squad as torchmetrics_squad
+from squad_references import (
+    ANSWERS,
+    garden_arguments,
+    garden_scores,
+    guess,
+    question,
+    rows_of,
+    torchmetrics_scores,
+)
 
 from lora_tutorial import assets
 from lora_tutorial.metrics import load_metric
 from lora_tutorial.squad_metrics import score_answer
 from lora_tutorial.squad_threshold import find_threshold
-from lora_tutorial.tasks import load_task
 
 # The evaluator alone is taken from the wheel; it needs no TensorFlow.
 EVALUATOR = assets.Asset(
@@ -29,25 +34,6 @@ EVALUATOR = assets.Asset(
         )
     },
 )
-WORDS = [
-    "the",
-    "a",
-    "An",
-    "Théâtre",
-    "naïve",
-    "京都",
-    "tower",
-    "Tower,",
-    "1,000",
-    "…",
-    "—",
-    "!",
-    "'s",
-    "-",
-    "🙂",
-    "",
-]
-ANSWERS = st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join)
 
 
 @pytest.fixture(scope="session")
@@ -65,50 +51,6 @@ def evaluator():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def question(identifier, *texts):
-    return {"id": identifier, "answers": {"text": list(texts), "answer_start": [0] * len(texts)}}
-
-
-def guess(identifier, text, probability=None):
-    extra = {} if probability is None else {"no_answer_probability": probability}
-    return {"id": identifier, "prediction_text": text} | extra
-
-
-def first_capitals(context):
-    """The first run of capitalised words: cheap, the same everywhere, and right often enough to be a test."""
-    found = re.search(r"[A-Z][\w'-]*(?: [A-Z][\w'-]*)*", context[1:])
-    return found.group() if found else ""
-
-
-def garden_arguments(predictions, references):
-    """What the evaluator takes: questions in their nested form, texts and no-answer probabilities by id."""
-    qas = [{"id": r["id"], "answers": [{"text": text} for text in r["answers"]["text"]]} for r in references]
-    texts = {p["id"]: p["prediction_text"] for p in predictions}
-    return [{"paragraphs": [{"qas": qas}]}], texts, {p["id"]: p["no_answer_probability"] for p in predictions}
-
-
-def garden_scores(evaluator, predictions, references):
-    scores = evaluator.evaluate(*garden_arguments(predictions, references))
-    return {name: value for name, value in scores.items() if not name.startswith(("final_", "pr_"))}
-
-
-def torchmetrics_scores(predictions, references):
-    """torchmetrics' scores, added up in double precision as ours are."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        scores = torchmetrics_squad(predictions, references)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    return {name: score.item() for name, score in scores.items()}
-
-
-def rows_of(data_folder, name):
-    """References, one cheap answer to each, and the questions of a whole development set."""
-    rows = load_task(name, data_folder).data["validation"]
-    references = [{"id": i, "answers": a} for i, a in zip(rows["id"], rows["answers"], strict=True)]
-    return references, [first_capitals(context) for context in rows["context"]], rows["question"]
 
 
 # ---- version 1.1 -------------------------------------------------------------------------------------------
