@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lora_tutorial.config import LoraConfig
 from lora_tutorial.identity import parameters_hash
 from lora_tutorial.inject import inject_lora
-from lora_tutorial.merging import lora_modules
+from lora_tutorial.merging import factor_names, lora_modules
 from lora_tutorial.storage import atomic_folder, atomic_write_json
 
 FORMAT = 1
@@ -24,8 +24,8 @@ TENSORS, SETTINGS = "adapter.safetensors", "adapter.json"
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Everything the adapter consists of: LoRA factors and whatever else trains, by name."""
-    factors = {id(f) for _, m in lora_modules(model) for pair in m.lora_factors().values() for f in pair}
-    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad or id(p) in factors}
+    factors = factor_names(model)
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad or n in factors}
 
 
 def save_adapter(
@@ -118,10 +118,9 @@ def load_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None) 
         model = _load_base(described) if base is None else base
     _check_base(model, tensors, described)
     if "lora" in described:
-        _inject(model, LoraConfig.from_dict(described["lora"]))
+        inject_into_base(model, LoraConfig.from_dict(described["lora"]))
     own = dict(model.named_parameters())
-    factors = {name for name in adapter_tensors(model) if name.rpartition(".")[2].startswith("lora_")}
-    missing, unexpected = sorted(factors - tensors.keys()), sorted(tensors.keys() - own.keys())
+    missing, unexpected = sorted(factor_names(model) - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
         raise ValueError(f"{folder} does not fit: missing {missing[:3]}, unexpected {unexpected[:3]}.")
     for name in tensors:
@@ -152,13 +151,13 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
     return settings, tensors
 
 
-def _inject(model: nn.Module, config: LoraConfig) -> None:
+def inject_into_base(model: nn.Module, config: LoraConfig) -> nn.Module:
+    """`inject_lora`, or its 4-bit form where the base holds bitsandbytes' 4-bit layers."""
     if any(type(module).__name__ == "Linear4bit" for module in model.modules()):
         from lora_tutorial.quantized_layers import inject_lora_4bit  # imports bitsandbytes
 
-        inject_lora_4bit(model, config)
-    else:
-        inject_lora(model, config)
+        return inject_lora_4bit(model, config)
+    return inject_lora(model, config)
 
 
 def _load_base(described: dict[str, Any]) -> nn.Module:
@@ -179,8 +178,10 @@ def _check_base(model: nn.Module, tensors: dict[str, Tensor], described: dict[st
     own = dict(model.named_parameters())
     for name in own.keys() & tensors.keys():
         _same_shape(name, tensors[name], own[name])
-    factors = {name for name in own if name.rpartition(".")[2].startswith("lora_")}
-    if parameters_hash(model, tensors.keys() | factors) != described["sha256_of_frozen_parameters"]:
+    if (
+        parameters_hash(model, tensors.keys() | factor_names(model))
+        != described["sha256_of_frozen_parameters"]
+    ):
         raise ValueError(
             f"This base is not the one that the adapter was trained on ({described['name'] or 'unnamed'}): "
             "their frozen parameters differ. Load that one, or train an adapter for this one."

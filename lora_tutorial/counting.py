@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from lora_tutorial.merging import lora_modules
+from lora_tutorial.merging import factor_names
 
 
 class ParameterCount(NamedTuple):
@@ -45,10 +45,10 @@ PARTS = {
 
 def parameter_table(model: nn.Module) -> dict[str, ParameterCount]:
     """The counts of an encoder part by part, ``"LoRA"`` first and ``"all"`` last, without empty parts."""
-    factors = {id(f) for _, m in lora_modules(model) for pair in m.lora_factors().values() for f in pair}
+    factors = factor_names(model)
     groups: dict[str, list[nn.Parameter]] = {"LoRA": [], **{part: [] for part in PARTS}}
     for name, parameter in model.named_parameters():
-        part = "LoRA" if id(parameter) in factors else next(p for p, holds in PARTS.items() if holds(name))
+        part = "LoRA" if name in factors else next(p for p, holds in PARTS.items() if holds(name))
         groups[part].append(parameter)
     rows = {part: _count(parameters) for part, parameters in groups.items() if parameters}
     return rows | {"all": count_parameters(model)}

@@ -19,7 +19,7 @@ from lora_tutorial.baselines import frozen_encoder_baseline, majority_baseline
 from lora_tutorial.encoders import load_tokenizer
 from lora_tutorial.identity import parameters_hash
 from lora_tutorial.inject import freeze_parameters_except_lora_and_bias
-from lora_tutorial.merging import unload_lora
+from lora_tutorial.merging import factor_names, unload_lora
 from lora_tutorial.metrics import load_metric
 from lora_tutorial.outcome import score_split
 from lora_tutorial.recipes import Recipe
@@ -166,8 +166,7 @@ def describe(experiment: Experiment, data_sha256: str, base_sha256: str) -> dict
 
 def encoder_hash(encoder: nn.Module) -> str:
     """SHA-256 of an encoder's own parameters, whatever adapters it has; see `parameters_hash`."""
-    names = [name for name, _ in encoder.named_parameters()]
-    return parameters_hash(encoder, [name for name in names if name.rpartition(".")[2].startswith("lora_")])
+    return parameters_hash(encoder, factor_names(encoder))
 
 
 def run_experiment(

@@ -14,6 +14,12 @@ def lora_modules(model: nn.Module) -> Iterator[tuple[str, LoraModule]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraModule))
 
 
+def factor_names(model: nn.Module) -> set[str]:
+    """Names, as in ``named_parameters``, of every lora_A and lora_B in ``model``."""
+    factors = {id(f) for _, m in lora_modules(model) for pair in m.lora_factors().values() for f in pair}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in factors}
+
+
 def merge_lora(model: nn.Module) -> nn.Module:
     """Add every update to its weight, so that inference costs what the base costs. In place, idempotent.
 

@@ -14,8 +14,9 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 
+from lora_tutorial.adapters import inject_into_base
 from lora_tutorial.config import LoraConfig
-from lora_tutorial.inject import freeze_parameters_except_lora_and_bias, inject_lora, matching_modules
+from lora_tutorial.inject import freeze_parameters_except_lora_and_bias, matching_modules
 from lora_tutorial.merging import lora_modules
 from lora_tutorial.model_card import model_card
 from lora_tutorial.peft_base import base_name, check_base, copy_base, labels, load_base, local_folder
@@ -156,12 +157,8 @@ def import_peft(
 
 
 def _adapt(model: nn.Module, config: LoraConfig) -> nn.Module:
-    if any(type(module).__name__ == "Linear4bit" for module in model.modules()):
-        from lora_tutorial.quantized_layers import inject_lora_4bit  # needs bitsandbytes
-
-        return inject_lora_4bit(model, config)
     if not isinstance(model, LoraWrapperRoberta):
-        return inject_lora(model, config)
+        return inject_into_base(model, config)
     own = next(module for _, module in lora_modules(model)).lora_config
     if (own.r, own.scaling) != (config.r, config.scaling):
         raise ValueError(

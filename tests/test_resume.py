@@ -16,18 +16,6 @@ from lora_tutorial.results import load_record
 from lora_tutorial.training import train
 
 
-class Interrupted(tiny.Tiny):
-    """Raises KeyboardInterrupt at its ``left``-th training batch."""
-
-    left = 14
-
-    def forward(self, points, labels=None):
-        self.left -= self.training
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return super().forward(points, labels)
-
-
 def go(folder, model=None, **changes):
     """Train in ``folder``; returns the record and everything the last checkpoint holds."""
     model = model if model is not None else tiny.model()
@@ -47,7 +35,7 @@ def interrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("part") / "run"
     torch.manual_seed(0)
     with pytest.raises(KeyboardInterrupt):
-        go(folder, Interrupted())
+        go(folder, tiny.Interrupted())
     assert load_record(folder / "record.json").status == "running"
     assert [path.name for path in checkpoints._folders(folder / "checkpoints")] == [
         "step-00000009",
@@ -84,7 +72,7 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(part, whole):
 
 def test_an_interruption_at_the_end_of_an_epoch_changes_nothing_either(tmp_path, whole):
     torch.manual_seed(0)
-    model = Interrupted()
+    model = tiny.Interrupted()
     model.left = 17
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "run", model)
@@ -96,7 +84,7 @@ def test_a_batch_sampler_of_the_callers_is_taken_up_where_it_was(tmp_path):
     whole = go(tmp_path / "whole", loaders=tiny.own_loaders())
     torch.manual_seed(0)
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path / "run", Interrupted(), loaders=tiny.own_loaders())
+        go(tmp_path / "run", tiny.Interrupted(), loaders=tiny.own_loaders())
     assert_same_end(go(tmp_path / "run", loaders=tiny.own_loaders()), whole)
 
 

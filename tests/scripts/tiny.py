@@ -59,6 +59,18 @@ class Tiny(nn.Module):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
+class Interrupted(Tiny):
+    """Raises KeyboardInterrupt at its ``left``-th training batch."""
+
+    left = 14
+
+    def forward(self, points, labels=None):
+        self.left -= self.training
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().forward(points, labels)
+
+
 def recipe(**changes):
     fields = {"epochs": 3, "batch_size": 8, "learning_rate": 0.05, "warmup": 0.25, **changes}
     return recipes.Recipe("test", **fields)

@@ -21,16 +21,6 @@ def run(model, folder=None, **changes):
     return train(model, *loaders, load_metric("accuracy"), recipe, folder, cpu=True, **changes)
 
 
-class Interrupted(tiny.Tiny):
-    left = 14
-
-    def forward(self, points, labels=None):
-        self.left -= self.training
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return super().forward(points, labels)
-
-
 def end_of(model):
     return [value.tolist() for value in model.state_dict().values()] + [torch.get_rng_state().sum().item()]
 
@@ -51,7 +41,7 @@ def main() -> None:
     expected = end_of(whole)
     torch.manual_seed(0)
     with contextlib.suppress(KeyboardInterrupt):
-        run(Interrupted(), folder / "part", checkpoint_every=3)
+        run(tiny.Interrupted(), folder / "part", checkpoint_every=3)
     resumed = tiny.model()
     resumed_record = run(resumed, folder / "part", checkpoint_every=3, resume=True)
     same = gather_object([end_of(resumed) == expected and resumed_record.steps == whole_record.steps])
