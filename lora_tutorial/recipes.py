@@ -41,6 +41,8 @@ class Recipe:
         Most training examples to use; ``None`` for all. :meth:`subset` says which.
     max_length
         Longest input in tokens, for whoever tokenises.
+    group_by_length
+        Whether training batches are drawn from rows of like length, which pads less.
     mixed_precision
         ``"no"``, ``"bf16"`` or ``"fp16"``.
     start_from
@@ -64,6 +66,7 @@ class Recipe:
     max_grad_norm: float | None = 1.0
     max_examples: int | None = None
     max_length: int = 128
+    group_by_length: bool = False
     mixed_precision: str = "no"
     start_from: str | None = None
 
@@ -89,6 +92,8 @@ class Recipe:
                 raise TypeError(f"Recipe {field}={value!r}: give {accepted}.")
             if not math.isfinite(value) or not holds(value):
                 raise ValueError(f"Recipe {field}={value!r}: give {accepted}.")
+        if not isinstance(self.group_by_length, bool):
+            raise TypeError(f"Recipe group_by_length={self.group_by_length!r}: give True or False.")
         for field, choices in (("schedule", SCHEDULES), ("mixed_precision", PRECISIONS)):
             if getattr(self, field) not in choices:
                 raise ValueError(
@@ -174,7 +179,15 @@ RECIPES: dict[str, Recipe] = {
     # sentences of the film reviews (benchmarks/results/reviews-quick-lr*.json).
     "quick": Recipe("quick", epochs=1, batch_size=16, learning_rate=2e-3, warmup=0.1, max_examples=3000),
     # A whole benchmark on a few cores.
-    "cpu": Recipe("cpu", epochs=3, batch_size=16, learning_rate=5e-4, warmup=0.06, max_examples=8000),
+    "cpu": Recipe(
+        "cpu",
+        epochs=3,
+        batch_size=16,
+        learning_rate=5e-4,
+        warmup=0.06,
+        max_examples=8000,
+        group_by_length=True,
+    ),
 }
 
 

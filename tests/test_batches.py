@@ -1,11 +1,17 @@
 """From texts to batches: nothing lost, padding per batch, and the same order for the same seed."""
 
+import shutil
+
 import datasets
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from lora_tutorial.tasks import TASKS, LoadedTask, load_task, make_loader, tokenize
+from lora_tutorial.batches import GroupedBatches
+from lora_tutorial.experiments import build_model
+from lora_tutorial.recipes import load_recipe
+from lora_tutorial.tasks import TASKS, LoadedTask, get_task, load_task, make_loader, tokenize
+from lora_tutorial.training import train
 
 
 def pairs(**columns):
@@ -93,6 +99,54 @@ def test_sorting_by_length_pads_less_and_loses_nothing(minilm, products):
     assert sum(b["input_ids"].numel() for b in sorted_) < 0.8 * sum(b["input_ids"].numel() for b in plain)
 
 
+def test_grouping_by_length_halves_the_padding_and_still_shuffles(minilm, products):
+    rows = products["train"]
+    plain = make_loader(rows, minilm.tokenizer, 16, shuffle=True)
+    grouped = make_loader(rows, minilm.tokenizer, 16, shuffle=True, seed=3, group_by_length=True)
+    tokens = sum(len(row) for row in rows["input_ids"])
+    wasted = [sum(batch["input_ids"].numel() for batch in loader) - tokens for loader in (plain, grouped)]
+    assert wasted[1] < 0.5 * wasted[0]
+    lengths = [batch["input_ids"].shape[1] for batch in grouped]
+    assert lengths[:-1] != sorted(lengths[:-1]) and lengths[:-1] != sorted(lengths[:-1], reverse=True)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 4), (16, 4), (17, 4), (1000, 16), (5, 8)])
+def test_grouped_batches_hold_every_row_once_in_an_order_of_the_epochs_own(rows, size):
+    def batches(seed, epoch):
+        made = GroupedBatches([7 * i % 40 + 1 for i in range(rows)], size, seed)
+        made.set_epoch(epoch)
+        return list(made), len(made)
+
+    first, count = batches(0, 0)
+    assert count == len(first) == -(-rows // size)
+    assert sorted(row for batch in first for row in batch) == list(range(rows))
+    assert all(len(batch) == size for batch in first[:-1]), "a short batch comes last"
+    assert batches(0, 0)[0] == first
+    if rows > 16:
+        assert first != batches(0, 1)[0] and first != batches(1, 0)[0]
+
+
+def test_a_run_over_grouped_batches_resumes_to_the_bit(minilm, products, tmp_path):
+    tokens = products["train"].select(range(50))
+    recipe = load_recipe("cpu", epochs=2, batch_size=8)
+
+    def run(folder, **options):
+        model = build_model(get_task("products"), "head", weights="random", seed=1)
+        loader = make_loader(tokens, minilm.tokenizer, 8, shuffle=True, group_by_length=True)
+        record = train(model, loader, None, None, recipe, folder, progress=False, **options)
+        return record.steps["loss"], model.finetune_head_classifier.weight
+
+    whole, weight = run(tmp_path / "whole", checkpoint_every=3)
+    assert len(whole) == 14
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut" / "record.json").unlink()
+    for folder in (tmp_path / "cut" / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step-")) > 12:
+            shutil.rmtree(folder)
+    again, same = run(tmp_path / "cut", resume=True)
+    assert again == whole and torch.equal(weight, same)
+
+
 def test_tokenising_writes_nothing_and_restores_progress_bars(minilm, capfd):
     shown = datasets.are_progress_bars_disabled()
     tokenize(pairs(), minilm.tokenizer)
@@ -113,6 +167,8 @@ def test_what_cannot_be_tokenised_or_loaded_is_refused(minilm, products):
             make_loader(products["test"], minilm.tokenizer, size)
     with pytest.raises(ValueError, match="choose one"):
         make_loader(products["test"], minilm.tokenizer, 4, shuffle=True, sort_by_length=True)
+    with pytest.raises(ValueError, match="add shuffle=True"):
+        make_loader(products["test"], minilm.tokenizer, 4, group_by_length=True)
     for rows in (products["test"].select([]), pairs().data["validation"]):
         with pytest.raises(ValueError, match="nothing to load"):
             make_loader(rows, minilm.tokenizer, 4)
