@@ -14,9 +14,10 @@ from transformers import BitsAndBytesConfig, RobertaForSequenceClassification
 
 from lora_tutorial.config import LoraConfig
 from lora_tutorial.encoders import load_tokenizer, minilm_folder, quiet
-from lora_tutorial.experiments import data_hash, make_loaders
+from lora_tutorial.experiments import data_hash
 from lora_tutorial.metrics import load_metric
 from lora_tutorial.quantized_layers import inject_lora_4bit, keep_codes
+from lora_tutorial.reading import make_loaders
 from lora_tutorial.recipes import load_recipe
 from lora_tutorial.results import load_record
 from lora_tutorial.tasks import load_task

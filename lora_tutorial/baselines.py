@@ -17,7 +17,7 @@ from lora_tutorial.tasks import LoadedTask
 from lora_tutorial.wrapper import LoraWrapperRoberta
 
 if TYPE_CHECKING:
-    from lora_tutorial.experiments import Loaders
+    from lora_tutorial.reading import Loaders
 
 
 def majority_baseline(loaded: LoadedTask, metric: TaskMetric, split: str = "test") -> dict[str, float]:

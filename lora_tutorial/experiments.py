@@ -12,24 +12,20 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 
 from lora_tutorial.baselines import frozen_encoder_baseline, majority_baseline
 from lora_tutorial.encoders import load_tokenizer
 from lora_tutorial.identity import parameters_hash
 from lora_tutorial.inject import freeze_parameters_except_lora_and_bias
 from lora_tutorial.merging import factor_names, unload_lora
-from lora_tutorial.metrics import load_metric
-from lora_tutorial.outcome import score_split
+from lora_tutorial.reading import make_reading, tokenize_rows
 from lora_tutorial.recipes import Recipe
 from lora_tutorial.results import RunRecord
-from lora_tutorial.tasks import LoadedTask, Task, load_task, make_loader, tokenize
+from lora_tutorial.tasks import LoadedTask, Task, load_task
 from lora_tutorial.training import seed_everything, train
 from lora_tutorial.wrapper import LoraWrapperRoberta
 
 METHODS = ("head", "bitfit", "lora", "lora+bias+norm", "full")
-EVALUATION_BATCH = 64
 
 
 def build_model(
@@ -61,8 +57,9 @@ def build_model(
     seed_everything(seed)
     beside = method == "lora+bias+norm"
     flags = {"train_biases": beside, "train_layer_norms": beside}
-    outputs = 1 if task.regression else task.num_labels
-    model = LoraWrapperRoberta("glue", outputs, model_id=encoder, **flags, **settings)
+    kind = {"squad": "squad_v1", "squad_v2": "squad_v2"}.get(task.metric, "glue")
+    outputs = None if task.extractive else task.num_labels
+    model = LoraWrapperRoberta(kind, outputs, model_id=encoder, **flags, **settings)
     if not method.startswith("lora"):
         unload_lora(model)
         freeze_parameters_except_lora_and_bias(model.model, "all" if method == "bitfit" else "none")
@@ -70,41 +67,6 @@ def build_model(
             model.model.requires_grad_(True)
     model.freeze_pooler()  # nothing reads it
     return model
-
-
-class Loaders(NamedTuple):
-    """What a run reads: shuffled training batches, and every split the task has for scoring."""
-
-    train: DataLoader
-    scored: dict[str, DataLoader]
-
-
-def tokenize_rows(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> DatasetDict:
-    """Cut the training set to the recipe's ``max_examples``, the same rows for every seed, and tokenise."""
-    if "train" not in loaded.data:
-        raise ValueError(f"Task {loaded.task.name!r} has no training split in this source; choose another.")
-    rows = loaded.data["train"]
-    data = DatasetDict({**loaded.data, "train": rows.select(recipe.subset(len(rows), seed=0))})
-    return tokenize(LoadedTask(loaded.task, data), tokenizer, recipe.max_length)
-
-
-def make_loaders(
-    loaded: LoadedTask,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    seed: int = 0,
-    tokenized: DatasetDict | None = None,
-) -> Loaders:
-    """Batch a task as the recipe says; ``tokenized``, from `tokenize_rows`, saves tokenising it again."""
-    data = tokenize_rows(loaded, tokenizer, recipe) if tokenized is None else tokenized
-    grouped = {"shuffle": True, "group_by_length": recipe.group_by_length}
-    shuffled = make_loader(data["train"], tokenizer, recipe.batch_size, seed=seed, **grouped)
-    scored = {
-        split: make_loader(data[split], tokenizer, EVALUATION_BATCH, sort_by_length=True)
-        for split in data
-        if split != "train"
-    }
-    return Loaders(shuffled, scored)
 
 
 def data_hash(splits: Mapping[str, Dataset] | Iterable[tuple[str, Dataset]]) -> str:
@@ -199,19 +161,19 @@ def run_experiment(
     -------
     Finished
         ``scores`` has ``"trained"`` and, if asked for, the two baselines by name: all on the
-        test split where there is a labelled one, else on validation. ``record.extra["splits"]`` has
-        rows, scores and the predictions' hash of each split scored.
+        test split where there is a labelled one, else on validation (SQuAD has no baselines).
+        ``record.extra["splits"]`` has rows, scores and the predictions' hash of each split scored.
     """
     loaded = prepared.loaded if prepared else load_task(experiment.task, experiment.source)
-    metric = load_metric(loaded.task.metric)
     settings = {key: getattr(experiment, key) for key in ("lora_rank", "lora_alpha", "head")}
     model = build_model(loaded.task, experiment.method, experiment.encoder, experiment.seed, **settings)
     tokenizer = load_tokenizer(experiment.encoder)
     tokens = prepared.tokenized if prepared else tokenize_rows(loaded, tokenizer, experiment.recipe)
-    loaders = make_loaders(loaded, tokenizer, experiment.recipe, experiment.seed, tokens)
-    final = "test" if "test" in loaders.scored else "validation"
+    reading = make_reading(loaded, tokenizer, experiment.recipe, experiment.seed, tokens)
+    loaders, metric = reading.loaders, reading.metric
+    final = "test" if "test" in reading.splits else "validation"
     scores = {}
-    if baselines:
+    if baselines and not loaded.task.extractive:
         scores["majority class"] = majority_baseline(loaded, metric, final)
         scores["frozen encoder, trained head"] = frozen_encoder_baseline(
             model, loaders, metric, loaded.task.regression, final
@@ -220,20 +182,17 @@ def run_experiment(
     record = train(
         model,
         loaders.train,
-        loaders.scored.get("validation", loaders.scored[final]),
+        loaders.scored.get("validation", loaders.scored.get(final)),
         metric,
         experiment.recipe,
         output_dir,
         experiment.seed,
         config=describe(experiment, data_sha256, encoder_hash(model.model)),
+        scorer=reading.scorer,
         **options,
     )
-    splits = {
-        split: score_split(
-            model, loaders.scored[split], metric, [len(ids) for ids in tokens[split]["input_ids"]]
-        )
-        for split in (loaders.scored if every_split else (final,))
-    }
+    wanted = reading.splits if every_split else (final,)
+    splits = {split: reading.score(model, split) for split in wanted}
     scores["trained"] = splits[final]["scores"]
     record.extra |= {"scored_on": final, "scores": scores, "splits": splits}
     if output_dir is not None:

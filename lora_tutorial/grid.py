@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 from datasets import DatasetDict
 
 from lora_tutorial.encoders import load_tokenizer
-from lora_tutorial.experiments import METHODS, Experiment, Prepared, data_hash, tokenize_rows
+from lora_tutorial.experiments import METHODS, Experiment, Prepared, data_hash
+from lora_tutorial.reading import tokenize_rows
 from lora_tutorial.recipes import Recipe, load_recipe
 from lora_tutorial.results import load_record
+from lora_tutorial.squad_threshold import split_by_article
 from lora_tutorial.tasks import LoadedTask, get_task, load_task
 
 #: What a sweep tries, lowest first: the fewer parameters a method trains, the higher its rates.
@@ -56,7 +58,7 @@ class Grid:
     Raises
     ------
     ValueError
-        For an empty or repeated entry, an unknown name, a bad value, or SQuAD.
+        For an empty or repeated entry, an unknown name, or a bad value.
     """
 
     tasks: tuple[str, ...]
@@ -76,10 +78,7 @@ class Grid:
             if method not in METHODS:
                 raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
         for task in self.tasks:
-            if get_task(task).extractive:
-                raise ValueError(
-                    f"bench runs classification and regression tasks; {task!r} answers with spans."
-                )
+            get_task(task)
             self.recipe_for(task)
 
     def recipe_for(self, task: str) -> Recipe:
@@ -136,8 +135,11 @@ def held_out_split(loaded: LoadedTask, recipe: Recipe) -> LoadedTask:
     """The rows a run would train on, cut in two for choosing a rate; the task's other splits stay unseen."""
     rows = loaded.data["train"]
     rows = rows.select(recipe.subset(len(rows), seed=0))
-    parts = rows.train_test_split(HELD_OUT, seed=SWEEP_SEED)
-    return LoadedTask(loaded.task, DatasetDict(train=parts["train"], validation=parts["test"]))
+    if loaded.task.extractive:
+        kept, held = split_by_article(rows, HELD_OUT, SWEEP_SEED)
+    else:
+        kept, held = rows.train_test_split(HELD_OUT, seed=SWEEP_SEED).values()
+    return LoadedTask(loaded.task, DatasetDict(train=kept, validation=held))
 
 
 def best_rate(folder: Path, stem: str) -> tuple[float | None, dict[str, float]]:

@@ -163,6 +163,9 @@ PAPER: dict[str, Recipe] = {
     "stsb": _paper(40, 16, 4e-4, "mnli"),
 }
 
+#: Tokens of question and context together, as in BERT's runs on SQuAD.
+SPAN_LENGTH = 384
+
 RECIPES: dict[str, Recipe] = {
     # Two epochs up to the peak, four down to zero, with the original tutorial's AdamW settings.
     "tutorial": Recipe(
@@ -199,7 +202,8 @@ def load_recipe(name: str, task: str | None = None, **changes: Any) -> Recipe:
     name
         ``"tutorial"``, ``"quick"``, ``"cpu"`` or ``"paper"``.
     task
-        Which row of Table 9; ``"paper"`` needs it, the others ignore it.
+        Which row of Table 9, which ``"paper"`` needs; and how long inputs are: SQuAD's contexts need
+        ``SPAN_LENGTH`` tokens.
     **changes
         Fields to replace, such as ``epochs=1``; they are checked like any other value.
 
@@ -214,6 +218,8 @@ def load_recipe(name: str, task: str | None = None, **changes: Any) -> Recipe:
         recipe = PAPER[task]
     elif name in RECIPES:
         recipe = RECIPES[name]
+        if task is not None and task.startswith("squad"):
+            recipe = dataclasses.replace(recipe, max_length=SPAN_LENGTH)
     else:
         raise ValueError(f"Unknown recipe {name!r}: choose from {', '.join([*RECIPES, 'paper'])}.")
     fields = [field.name for field in dataclasses.fields(Recipe)]

@@ -171,6 +171,11 @@ class SquadScorer:
         )
         return scores | {"threshold": self.threshold.value}
 
+    def given(self) -> list[str]:
+        """The answers to the reported questions after a call; ``""`` where the model refused to answer."""
+        limit = None if self.threshold is None else self.threshold.value
+        return [a.text() if limit is None else a.text(limit) for a in self.answers]
+
 
 def _check_disjoint(held_out: Dataset, reported: Dataset) -> None:
     for column in ("id", "context", "title"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_tutorial import corpora
@@ -30,6 +30,11 @@ class Task:
         Our split to the names it may have in the source; the first that exists is taken.
     shares_text_with
         Tasks that hold some of the same texts, so that training on one spoils a score on the other.
+    train_articles
+        Where a source's validation questions are the only data: the articles (column ``title``) whose
+        questions are for training; the others stay validation.
+    folder
+        Name of the task's folder in a source that is a folder.
     """
 
     name: str
@@ -44,6 +49,11 @@ class Task:
         hash=False,
     )
     shares_text_with: frozenset[str] = frozenset()
+    train_articles: frozenset[str] = frozenset()
+
+    @property
+    def folder(self) -> str:
+        return self.path.rpartition("/")[2] if self.extractive else self.name
 
     @property
     def regression(self) -> bool:
@@ -77,9 +87,29 @@ def _glue(name: str, columns: str, labels: str, metric: str = "accuracy", **more
     )
 
 
-def _squad(name: str) -> Task:
+_SQUAD = frozenset({"squad", "squad_v2", "squad_v2-articles"})
+
+
+def _squad(name: str, **more: Any) -> Task:
     splits = {"train": ("train", "train_slice"), "validation": ("validation",)}
-    return Task(name, ("question", "context"), name, path=f"rajpurkar/{name}", splits=splits)
+    shared = _SQUAD - {name}  # v2's questions with an answer are v1's
+    more = {"splits": splits, "shares_text_with": shared} | more
+    return Task(name, ("question", "context"), name, path=f"rajpurkar/{name}", **more)
+
+
+# The 19 articles of SQuAD v2's development set that are not in the development half of Stanford's course
+# CS224N (16 articles, 6,078 questions; github.com/chrischute/squad).
+# fmt: off
+_V2_TRAIN_ARTICLES = frozenset(
+    (
+        "Amazon_rainforest", "Black_Death", "Civil_disobedience", "Construction", "Ctenophora",
+        "Economic_inequality", "Fresno,_California", "Geology",
+        "Intergovernmental_Panel_on_Climate_Change", "Jacksonville,_Florida", "Oxygen", "Pharmacy",
+        "Prime_number", "Private_school", "Rhine", "Sky_(United_Kingdom)", "Southern_California",
+        "University_of_Chicago", "Victoria_(Australia)",
+    )
+)
+# fmt: on
 
 
 def _corpus(name: str, **more: Any) -> tuple[Task, Task]:
@@ -131,6 +161,13 @@ TASKS: dict[str, Task] = {
         _glue("wnli", _PAIR, "not_entailment entailment"),
         _squad("squad"),
         _squad("squad_v2"),
+        # SQuAD v2's development set parted by article, for who has no training questions without an answer.
+        replace(
+            _squad("squad_v2", splits={"validation": ("validation",)}),
+            name="squad_v2-articles",
+            train_articles=_V2_TRAIN_ARTICLES,
+            shares_text_with=_SQUAD - {"squad_v2-articles"},
+        ),
     )
 }
 

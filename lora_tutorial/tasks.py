@@ -83,6 +83,8 @@ def load_task(name: str, source: str | os.PathLike[str] = "auto") -> LoadedTask:
         for split, names in task.splits.items():
             for existing in [candidate for candidate in names if candidate in found][:1]:
                 data[split] = found[existing]
+    if task.train_articles:
+        data = _part_by_article(task, data)
     data = DatasetDict({split: rows for split, rows in data.items() if not has_no_labels(task, split, rows)})
     for split, rows in data.items():
         check_split(task, split, rows)
@@ -134,18 +136,33 @@ def _keys(task: Task, rows: Dataset) -> list[tuple[str, ...]]:
     return [tuple(corpora.text_key(text) for text in row) for row in texts]
 
 
+def _part_by_article(task: Task, data: DatasetDict) -> DatasetDict:
+    rows = data.get("validation")
+    titles = list(rows["title"]) if rows is not None and "title" in rows.column_names else []
+    absent = sorted(task.train_articles - set(titles))
+    if absent:
+        raise ValueError(
+            f"Task {task.name!r} needs the whole development set, with column 'title'; of its articles "
+            f"{len(absent)} are not there, such as {absent[0]!r}."
+        )
+    places = {True: [], False: []}
+    for place, title in enumerate(titles):
+        places[title in task.train_articles].append(place)
+    return DatasetDict(train=rows.select(places[True]), validation=rows.select(places[False]))
+
+
 def _from_folder(task: Task, folder: Path) -> dict[str, Dataset]:
-    files = sorted((folder / task.name).glob("*.parquet"))
+    files = sorted((folder / task.folder).glob("*.parquet"))
     if not files:
         raise FileNotFoundError(
-            f"{folder / task.name} has no parquet file; give source='hub', or a folder that holds "
-            f"{task.name}/validation.parquet and the like (LORA_TUTORIAL_DATA names it for every command)."
+            f"{folder / task.folder} has no parquet file; give source='hub', or a folder that holds "
+            f"{task.folder}/validation.parquet and the like (LORA_TUTORIAL_DATA names it for every command)."
         )
     wanted = {name for names in task.splits.values() for name in names}
     try:
         return {file.stem: Dataset(pyarrow.parquet.read_table(file)) for file in files if file.stem in wanted}
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"A file in {folder / task.name} is not readable parquet ({error}).") from error
+        raise ValueError(f"A file in {folder / task.folder} is not readable parquet ({error}).") from error
 
 
 _INSTEAD = (

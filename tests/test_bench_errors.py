@@ -69,7 +69,6 @@ def test_a_record_of_another_configuration_is_refused_before_any_work(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"tasks": ("squad",)}, "'squad' answers with spans"),
         ({"tasks": ("sst3",)}, "no task 'sst3'"),
         ({"tasks": ()}, r"tasks=\(\): give at least one"),
         ({"seeds": (1, 1)}, "each once"),

@@ -1,0 +1,140 @@
+"""What a run reads: training batches, and how the trained model is scored. For classes, numbers and spans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from datasets import DatasetDict
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from lora_tutorial.metrics import load_metric
+from lora_tutorial.outcome import score_split
+from lora_tutorial.recipes import Recipe
+from lora_tutorial.squad import make_windows
+from lora_tutorial.squad_scoring import SquadScorer
+from lora_tutorial.squad_threshold import split_by_article
+from lora_tutorial.tasks import LoadedTask, make_loader, tokenize
+
+EVALUATION_BATCH = 64
+OVERLAP = 128  # tokens that neighbouring windows of a context share, as in Transformers' SQuAD examples
+THRESHOLD_SHARE = 0.15  # of SQuAD v2's training questions, whole articles: for the no-answer threshold only
+
+
+class Loaders(NamedTuple):
+    """What a run reads: shuffled training batches, and every split with a label in each row, for scoring."""
+
+    train: DataLoader
+    scored: dict[str, DataLoader]
+
+
+class Reading(NamedTuple):
+    """What ``train`` is given beside model and recipe, and how the outcome is scored.
+
+    Attributes
+    ----------
+    loaders
+        See `Loaders`; nothing is ``scored`` for SQuAD, where ``scorer`` does it.
+    metric
+        For the loaders.
+    scorer
+        For ``train``, where a score needs more than a label for each row.
+    splits
+        The splits that can be scored.
+    score
+        ``score(model, split)`` gives ``rows``, ``scores`` and ``predictions_sha256``.
+    """
+
+    loaders: Loaders
+    metric: Any
+    scorer: SquadScorer | None
+    splits: tuple[str, ...]
+    score: Callable[[nn.Module, str], dict[str, Any]]
+
+
+def tokenize_rows(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> DatasetDict:
+    """Cut the training set to the recipe's ``max_examples``, the same rows for every seed, and tokenise.
+
+    SQuAD's training questions become windows, ``max_examples`` of them at most. Of v2's, whole articles are
+    set aside first, as split ``"threshold"``. The other splits stay questions.
+    """
+    if "train" not in loaded.data:
+        raise ValueError(f"Task {loaded.task.name!r} has no training split in this source; choose another.")
+    if loaded.task.extractive:
+        return _span_rows(loaded, tokenizer, recipe)
+    rows = loaded.data["train"]
+    data = DatasetDict({**loaded.data, "train": rows.select(recipe.subset(len(rows), seed=0))})
+    return tokenize(LoadedTask(loaded.task, data), tokenizer, recipe.max_length)
+
+
+def _span_rows(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> DatasetDict:
+    data = dict(loaded.data)
+    if loaded.task.metric == "squad_v2":
+        data["train"], data["threshold"] = split_by_article(data["train"], THRESHOLD_SHARE)
+    questions = data["train"].select(recipe.subset(len(data["train"]), seed=0))
+    windows = make_windows(questions, tokenizer, recipe.max_length, OVERLAP, training=True).inputs
+    # a long context has several windows: they are what a step reads, so they are what is counted
+    return DatasetDict({**data, "train": windows.select(recipe.subset(len(windows), seed=0))})
+
+
+def make_loaders(
+    loaded: LoadedTask,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    seed: int = 0,
+    tokenized: DatasetDict | None = None,
+) -> Loaders:
+    """Batch a task as the recipe says; ``tokenized``, from `tokenize_rows`, saves tokenising it again."""
+    data = tokenize_rows(loaded, tokenizer, recipe) if tokenized is None else tokenized
+    grouped = {"shuffle": True, "group_by_length": recipe.group_by_length}
+    shuffled = make_loader(data["train"], tokenizer, recipe.batch_size, seed=seed, **grouped)
+    scored = {
+        split: make_loader(data[split], tokenizer, EVALUATION_BATCH, sort_by_length=True)
+        for split in data
+        if split != "train" and not loaded.task.extractive
+    }
+    return Loaders(shuffled, scored)
+
+
+def make_reading(
+    loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, seed: int, tokens: DatasetDict
+) -> Reading:
+    """What a run trains on and is scored on; ``tokens`` come from `tokenize_rows`."""
+    loaders = make_loaders(loaded, tokenizer, recipe, seed, tokens)
+    if loaded.task.extractive:
+        return _span_reading(loaded.task.metric, tokenizer, recipe, loaders, tokens)
+    metric = load_metric(loaded.task.metric)
+
+    def score(model: nn.Module, split: str) -> dict[str, Any]:
+        lengths = [len(ids) for ids in tokens[split]["input_ids"]]
+        return score_split(model, loaders.scored[split], metric, lengths)
+
+    return Reading(loaders, metric, None, tuple(loaders.scored), score)
+
+
+def _span_reading(
+    metric: str, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, loaders: Loaders, tokens: DatasetDict
+) -> Reading:
+    settings = {"max_length": recipe.max_length, "overlap": OVERLAP, "batch_size": EVALUATION_BATCH}
+    rows = tokens["validation"]
+    scorer = SquadScorer(metric, rows, tokenizer, tokens.get("threshold"), **settings)
+
+    def score(model: nn.Module, split: str) -> dict[str, Any]:
+        scores, given = scorer(model), scorer.given()
+        return {
+            "rows": len(rows),
+            "scores": scores,
+            "predictions_sha256": answers_hash(given),
+            "refused": given.count(""),
+        }
+
+    return Reading(loaders, None, scorer, ("validation",), score)
+
+
+def answers_hash(texts: Sequence[str]) -> str:
+    """SHA-256 of the answers as a JSON list, in the order of the questions; ``""`` is a refusal."""
+    return hashlib.sha256(json.dumps(list(texts), ensure_ascii=False).encode()).hexdigest()
