@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lora_tutorial.config import LoraConfig
 from lora_tutorial.identity import parameters_hash
-from lora_tutorial.inject import inject_lora
 from lora_tutorial.merging import factor_names, lora_modules
 from lora_tutorial.storage import atomic_folder, atomic_write_json
+from lora_tutorial.variants import inject_variant, variant_of
 
 FORMAT = 1
 TENSORS, SETTINGS = "adapter.safetensors", "adapter.json"
@@ -45,12 +45,17 @@ def save_adapter(
     Raises
     ------
     ValueError, FileExistsError
-        If the model holds no adapter, a tensor is not finite or has no data (``"meta"``), or the folder
-        holds anything but an adapter.
+        If the model holds no adapter, or one of PiSSA; a tensor is not finite or has no data (``"meta"``); or
+        the folder holds anything but an adapter.
     """
     folder = Path(folder)
     if not any(True for _ in lora_modules(model)):
         raise ValueError("The model holds no LoRA adapter; inject one before saving.")
+    if variant_of(model) == "pissa":
+        raise ValueError(
+            "A PiSSA adapter fits the residual it was trained on and no base that anyone has. Save what "
+            "pissa_to_lora(model, base) makes of it."
+        )
     if folder.is_dir() and (others := {p.name for p in folder.iterdir()} - {TENSORS, SETTINGS}):
         raise FileExistsError(
             f"{folder} holds {sorted(others)[0]}, no part of an adapter; choose another folder."
@@ -82,6 +87,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         "class": type(model).__name__,
         "id2label": {str(key): label for key, label in getattr(config, "id2label", {}).items()},
         "lora": model.lora_config.to_dict(),
+        "variant": variant_of(model),
     }
 
 
@@ -118,7 +124,7 @@ def load_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None) 
         model = _load_base(described) if base is None else base
     _check_base(model, tensors, described)
     if "lora" in described:
-        inject_into_base(model, LoraConfig.from_dict(described["lora"]))
+        inject_into_base(model, LoraConfig.from_dict(described["lora"]), described.get("variant", "lora"))
     own = dict(model.named_parameters())
     missing, unexpected = sorted(factor_names(model) - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
@@ -131,6 +137,42 @@ def load_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None) 
             parameter.detach().copy_(tensors[name])
     model.adapter_metadata = settings["metadata"]
     return model.eval()
+
+
+def start_from_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
+    """Copy another task's adapter into a fresh model of the same base; the head stays as it is.
+
+    The LoRA paper begins MRPC, RTE and STS-B from the adapter that learnt MNLI (section 5.2).
+
+    Parameters
+    ----------
+    model
+        A fresh `LoraWrapperRoberta` with the same parameters to train, its head aside.
+    folder
+        What `save_adapter` wrote for the other task.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the folder holds no adapter, or one of another base, rank or set of trained parameters.
+    """
+    settings, tensors = read_adapter(folder)
+    body = {n: t for n, t in tensors.items() if not n.startswith("finetune_head_")}
+    own = {n: p for n, p in adapter_tensors(model).items() if not n.startswith("finetune_head_")}
+    if body.keys() != own.keys():
+        differing = sorted(body.keys() ^ own.keys())
+        raise ValueError(
+            f"The adapter in {folder} trained other parameters than this model will, such as "
+            f"{differing[0]}: start from one of the same method."
+        )
+    for name, value in body.items():
+        _same_shape(name, value, own[name])
+    heads = {name for name, _ in model.named_parameters() if name.startswith("finetune_head_")}
+    if parameters_hash(model, own.keys() | heads) != settings["base"]["sha256_of_frozen_parameters"]:
+        raise ValueError(f"The adapter in {folder} was trained on another base; start from one of this base.")
+    for name, value in body.items():
+        own[name].copy_(value)  # own holds the parameters' storage, detached
+    return model
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -151,13 +193,13 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
     return settings, tensors
 
 
-def inject_into_base(model: nn.Module, config: LoraConfig) -> nn.Module:
-    """`inject_lora`, or its 4-bit form where the base holds bitsandbytes' 4-bit layers."""
-    if any(type(module).__name__ == "Linear4bit" for module in model.modules()):
+def inject_into_base(model: nn.Module, config: LoraConfig, variant: str = "lora") -> nn.Module:
+    """`inject_variant`, or the 4-bit form of `inject_lora` where the base holds bitsandbytes' 4-bit layers."""
+    if variant == "lora" and any(type(module).__name__ == "Linear4bit" for module in model.modules()):
         from lora_tutorial.quantized_layers import inject_lora_4bit  # imports bitsandbytes
 
         return inject_lora_4bit(model, config)
-    return inject_lora(model, config)
+    return inject_variant(model, config, variant)
 
 
 def _load_base(described: dict[str, Any]) -> nn.Module:

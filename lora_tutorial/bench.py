@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
+from lora_tutorial.adapters import TENSORS
 from lora_tutorial.encoders import load_encoder
 from lora_tutorial.experiments import describe, encoder_hash, run_experiment
 from lora_tutorial.grid import Grid, Job, best_rate, plan_jobs
 from lora_tutorial.outcome import save_run_adapter, trained_file
 from lora_tutorial.preparation import check_identity, check_trackers
 from lora_tutorial.results import STEP_SERIES, RunRecord, load_record
+from lora_tutorial.storage import sha256_of
 
 
 def run_grid(
@@ -62,7 +64,7 @@ def run_grid(
     """
     check_trackers(options.get("log_with", ()))
     base = encoder_hash(load_encoder(grid.encoder).model)
-    jobs = plan_jobs(grid, folder, sweep, rates)
+    jobs = plan_jobs(grid, folder, work, sweep, rates)
     records = {job.name: _existing(job, base, work) for job in jobs}
     for job in jobs:
         if records[job.name] is None or records[job.name].status != "finished":
@@ -118,6 +120,8 @@ def _run(job: Job, base: str, folder: Path, options: Mapping[str, Any]) -> RunRe
         record = load_record(path) if path.exists() else _blank(job, base)
         record.status, record.error = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
     record.extra |= job.extra
+    if job.experiment.start is not None and (job.experiment.start / TENSORS).is_file():
+        record.extra["start_sha256"] = sha256_of(job.experiment.start / TENSORS)
     if job.sweep:
         record.steps = {name: [] for name in STEP_SERIES}  # a sweep's curves would outweigh the runs' own
     record.save(job.path)

@@ -57,6 +57,9 @@ def train(
     max_examples: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     seed: Annotated[int, typer.Option(help="Decides adapters, head, order and dropout.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for record, checkpoints, adapter.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of another task's adapter to begin with.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = 50,
     log_with: Annotated[
@@ -64,11 +67,14 @@ def train(
     ] = None,
 ) -> None:
     """Fine-tune an encoder, compare it with two baselines and save the adapter."""
+    from lora_tutorial.adapters import read_adapter
     from lora_tutorial.encoders import quiet
     from lora_tutorial.recipes import load_recipe
 
     changes = {"learning_rate": learning_rate, "epochs": epochs, "max_examples": max_examples}
-    chosen = load_recipe(recipe, task, **{key: value for key, value in changes.items() if value is not None})
+    changes = {key: value for key, value in changes.items() if value is not None}
+    first = None if start is None else read_adapter(start)[0]["metadata"].get("task", start.name)
+    chosen = load_recipe(recipe, task, start_from=first, **changes)
     folder = out or Path("runs") / f"{task}-{Path(encoder).name}-{method}-{recipe}-seed{seed}"
     if (folder / "record.json").exists() and not resume:
         raise FileExistsError(
@@ -77,7 +83,7 @@ def train(
     from lora_tutorial.experiments import Experiment, run_experiment
     from lora_tutorial.outcome import save_run_adapter
 
-    experiment = Experiment(chosen, task, encoder, method, source, seed, rank, lora_alpha, head)
+    experiment = Experiment(chosen, task, encoder, method, source, seed, rank, lora_alpha, head, start)
     console.print(
         f"Fine-tuning {encoder} on {task} by {method}: {chosen.epochs} epoch(s), r = {rank}, seed {seed}."
     )
@@ -123,6 +129,9 @@ def bench(
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     max_examples: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="For all, instead of the sweeps'.")] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="Task whose LoRA adapter runs begin with, or none.")
+    ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Try learning rates on training rows.")] = False,
     rates: Annotated[str | None, typer.Option(help="For --sweep, instead of each method's own.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("benchmarks/results"),
@@ -137,6 +146,8 @@ def bench(
 
     given = {"epochs": epochs, "max_examples": max_examples, "learning_rate": learning_rate}
     changes = {key: value for key, value in given.items() if value is not None}
+    if start_from is not None:
+        changes["start_from"] = None if start_from == "none" else start_from
     names = parse_list("tasks", tasks, str), parse_list("methods", methods, str)
     grid = Grid(*names, parse_list("seeds", seeds, int), encoder, source, recipe, changes)
     options = {"checkpoint_every": checkpoint_every, "log_with": log_with or ()}

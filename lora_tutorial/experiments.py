@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, DatasetDict
 from torch import nn
 
+from lora_tutorial.adapters import start_from_adapter
 from lora_tutorial.baselines import frozen_encoder_baseline, majority_baseline
 from lora_tutorial.encoders import load_tokenizer
 from lora_tutorial.identity import parameters_hash
@@ -92,6 +93,7 @@ class Experiment:
     lora_rank: int = 8
     lora_alpha: float | None = None
     head: str = "tutorial"
+    start: str | os.PathLike[str] | None = None  # folder of the adapter that ``recipe.start_from`` names
 
 
 class Prepared(NamedTuple):
@@ -164,9 +166,16 @@ def run_experiment(
         test split where there is a labelled one, else on validation (SQuAD has no baselines).
         ``record.extra["splits"]`` has rows, scores and the predictions' hash of each split scored.
     """
+    if (experiment.recipe.start_from is None) != (experiment.start is None):
+        raise ValueError(
+            f"The recipe starts from {experiment.recipe.start_from!r} and start={experiment.start!r}: a run "
+            "needs the task's name and its adapter's folder, or neither (start_from=None)."
+        )
     loaded = prepared.loaded if prepared else load_task(experiment.task, experiment.source)
     settings = {key: getattr(experiment, key) for key in ("lora_rank", "lora_alpha", "head")}
     model = build_model(loaded.task, experiment.method, experiment.encoder, experiment.seed, **settings)
+    if experiment.start is not None:
+        start_from_adapter(model, experiment.start)
     tokenizer = load_tokenizer(experiment.encoder)
     tokens = prepared.tokenized if prepared else tokenize_rows(loaded, tokenizer, experiment.recipe)
     reading = make_reading(loaded, tokenizer, experiment.recipe, experiment.seed, tokens)

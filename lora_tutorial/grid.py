@@ -53,7 +53,8 @@ class Grid:
         A recipe's name.
     changes
         Fields of the recipe to replace. Without ``learning_rate`` each method takes the best rate of its
-        sweep on the task, or the recipe's where there was none.
+        sweep on the task, or the recipe's where there was none. ``start_from`` names the task whose adapter,
+        of the same method and seed, a run by LoRA begins with; other methods begin with the bare encoder.
 
     Raises
     ------
@@ -81,13 +82,30 @@ class Grid:
             get_task(task)
             self.recipe_for(task)
 
-    def recipe_for(self, task: str) -> Recipe:
-        """The task's recipe. Every run starts from the bare encoder, and the recipe kept says so."""
-        return load_recipe(self.recipe, task, **{"start_from": None, **self.changes})
+    def recipe_for(self, task: str, method: str = "lora") -> Recipe:
+        """The task's recipe, with a start only where there is an adapter to start from."""
+        recipe = load_recipe(self.recipe, task, **self.changes)
+        if not method.startswith("lora") or recipe.start_from == task:
+            recipe = dataclasses.replace(recipe, start_from=None)
+        return recipe
 
     def stem(self, task: str, method: str) -> str:
         """Common beginning of the file names of a task's and method's records."""
         return f"{task}-{Path(self.encoder).name}-{method}-{self.recipe}"
+
+    def start(self, task: str, method: str, seed: int, work: Path) -> Path | None:
+        """The adapter a run starts from: made by an earlier run of this grid, or there already."""
+        first = self.recipe_for(task, method).start_from
+        if first is None:
+            return None
+        folder = work / f"{self.stem(first, method)}-seed{seed}" / "adapter"
+        planned = first in self.tasks[: self.tasks.index(task)] and seed in self.seeds
+        if not planned and not folder.is_dir():
+            raise FileNotFoundError(
+                f"{task} starts from the adapter of {first}, and {folder} is not there: put {first} before "
+                "it in --tasks, run it first, or give --start-from none."
+            )
+        return folder
 
 
 class TaskData:
@@ -154,7 +172,7 @@ def best_rate(folder: Path, stem: str) -> tuple[float | None, dict[str, float]]:
     return best, {f"{rate:g}": score for rate, score in scores.items()}
 
 
-def plan_jobs(grid: Grid, folder: Path, sweep: bool, rates: Sequence[float] | None) -> list[Job]:
+def plan_jobs(grid: Grid, folder: Path, work: Path, sweep: bool, rates: Sequence[float] | None) -> list[Job]:
     """Every run of the grid, or of its sweep, in order; all data are loaded and checked here."""
     jobs = []
     for task in grid.tasks:
@@ -175,8 +193,11 @@ def plan_jobs(grid: Grid, folder: Path, sweep: bool, rates: Sequence[float] | No
                 extra = {"learning_rate": {"from": source, "sweep": scores}}
                 plan = [(f"seed{seed}", rate or recipe.learning_rate, seed) for seed in grid.seeds]
             for ending, rate, seed in plan:
-                chosen = dataclasses.replace(recipe, learning_rate=rate)
-                experiment = Experiment(chosen, task, grid.encoder, method, grid.source, seed)
+                start = None if sweep else grid.start(task, method, seed, work)
+                first = grid.recipe_for(task, method).start_from if start else None
+                chosen = dataclasses.replace(recipe, learning_rate=rate, start_from=first)
+                experiment = Experiment(chosen, task, grid.encoder, method, grid.source, seed, start=start)
+                ending = f"from-{first}-{ending}" if first else ending
                 target = folder / SWEEPS if sweep else folder
                 jobs.append(Job(f"{stem}-{ending}", experiment, data, target, extra))
     return jobs

@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(plan, go, tmp_path,
 
 
 def test_time_to_go_is_the_pace_of_the_same_task_and_method_where_known(plan, tmp_path):
-    jobs = grid.plan_jobs(plan(methods=("head", "lora"), seeds=(0, 1)), tmp_path, False, None)
+    jobs = grid.plan_jobs(plan(methods=("head", "lora"), seeds=(0, 1)), tmp_path, tmp_path, False, None)
     records = dict.fromkeys(job.name for job in jobs)
     assert time_to_go(jobs, records) is None
     for job, seconds in ((jobs[0], 8.0), (jobs[2], 80.0)):
@@ -165,7 +165,3 @@ def test_the_command_runs_a_grid_with_a_tracker_and_fails_at_the_end_if_a_run_di
     assert list((tmp_path / "w").glob("*-lora-*/logs/**/events*"))
     result = command("--methods", "full", "--learning-rate", "1e30")
     assert result.exit_code == 1 and "0 finished, 1 failed" in result.output
-
-
-def test_the_papers_recipe_starts_from_the_bare_encoder_and_its_record_says_so(plan):
-    assert plan(recipe="paper", tasks=("mrpc",), changes={}).recipe_for("mrpc").start_from is None
