@@ -25,6 +25,7 @@ _HOME = {
     "LoraWrapperRoberta": "wrapper",
     "save_adapter": "adapters",
     "load_adapter": "adapters",
+    "AdapterShelf": "swapping",
     "load_encoder": "encoders",
     "load_task": "tasks",
 }

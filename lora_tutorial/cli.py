@@ -166,7 +166,9 @@ def bench(
 
 @app.command()
 def predict(
-    adapter: Annotated[Path, typer.Argument(help="A folder that train has made.")],
+    adapter: Annotated[
+        Path, typer.Argument(help="A folder that train has made, or mrpc and the like: one that comes along.")
+    ],
     texts: Annotated[
         list[str], typer.Argument(help="One text each; for a task on pairs, two texts in turn.")
     ],
@@ -176,13 +178,17 @@ def predict(
 
     from lora_tutorial.adapters import load_adapter, read_adapter
     from lora_tutorial.encoders import load_tokenizer, quiet
+    from lora_tutorial.shipping import stored_adapter
 
+    adapter = adapter if adapter.exists() else stored_adapter(str(adapter))
     settings, _ = read_adapter(adapter)
     about = settings["metadata"]
     if not {"task", "columns", "labels", "max_length"} <= about.keys():
         raise ValueError(
             f"{adapter} was not saved by `lora-tutorial train`; load it with load_adapter instead."
         )
+    if "context" in about["columns"]:
+        raise ValueError(f"{adapter} answers with spans of a text; see squad_scoring.Reader.")
     width = len(about["columns"])
     if len(texts) % width:
         raise ValueError(

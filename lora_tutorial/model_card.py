@@ -1,13 +1,14 @@
-"""The README of an exported adapter: its base, data, scores and licence."""
+"""The README of an adapter: its base, data, scores and licence."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lora_tutorial.provenance import ENCODERS
+
 KNOWN = ("title", "base", "base_licence", "data", "data_licence", "scores", "licence", "labels")
-_MINILM = {"base": "sentence-transformers/all-MiniLM-L6-v2", "base_licence": "apache-2.0"}
 _AUTO = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
@@ -17,7 +18,7 @@ _AUTO = {
 
 
 def model_card(settings: Mapping[str, Any], base: str, shipped: bool, metadata: Mapping[str, Any]) -> str:
-    """Write the card in Markdown, with the YAML head that a model hub reads.
+    """The card of an adapter in PEFT's format; see `write_card`.
 
     Parameters
     ----------
@@ -28,18 +29,47 @@ def model_card(settings: Mapping[str, Any], base: str, shipped: bool, metadata: 
     shipped
         Whether the base lies in the subfolder ``base``.
     metadata
-        What the author knows: ``title``, ``base``, ``base_licence``, ``data``, ``data_licence``, ``scores``
-        (a mapping), ``licence`` (an SPDX identifier), ``labels``. Other entries are listed as they are. What
-        is not known is said to be unknown.
+        As for `write_card`.
 
     Returns
     -------
     str
         The text of ``README.md``.
     """
-    known = dict(_MINILM if base == "minilm" else {"base": base}) | dict(metadata)
+    return write_card(base, metadata, _adapter(settings), _usage(settings, shipped, base), "peft")
+
+
+def write_card(
+    base: str, metadata: Mapping[str, Any], adapter: str, usage: Sequence[str], library: str | None = None
+) -> str:
+    """Write a card in Markdown, with the YAML head that a model hub reads.
+
+    Parameters
+    ----------
+    base
+        Name of the base, as for ``load_encoder``; ``""`` where it has none.
+    metadata
+        What the author knows: ``title``, ``base``, ``base_licence``, ``data``, ``data_licence``, ``scores``
+        (a mapping), ``licence`` (an SPDX identifier), ``labels``. Other entries are listed as they are. What
+        is not known is said to be unknown.
+    adapter
+        Its settings, in a line.
+    usage
+        Lines on how to load it.
+    library
+        What a model hub calls the library that reads the adapter.
+
+    Returns
+    -------
+    str
+        The text of ``README.md``.
+    """
+    origin = ENCODERS.get(base)
+    known = {"base": origin.name, "base_licence": origin.licence} if origin else {"base": base}
+    known |= dict(metadata)
     scores, licence = known.get("scores") or {}, known.get("licence")
-    head = {"library_name": "peft", "tags": ["lora"]}
+    head: dict[str, Any] = {"library_name": library} if library else {}
+    head["tags"] = ["lora"]
     if licence:
         head["license"] = str(licence).lower()
     if "/" in str(known["base"]) and not str(known["base"]).startswith((".", "/", "~")):
@@ -53,10 +83,11 @@ def model_card(settings: Mapping[str, Any], base: str, shipped: bool, metadata: 
         _row("Data", f"{data}{_licence(known.get('data_licence'))}"),
         _row("Scores", ", ".join(f"{k} {_number(v)}" for k, v in scores.items()) or "not recorded"),
         _row("Licence", licence or "not stated: ask the author before you use it"),
-        _row("Adapter", _adapter(settings)),
+        _row("Adapter", adapter),
     ]
-    lines += [_row(key, json.dumps(value)) for key, value in sorted(metadata.items()) if key not in KNOWN]
-    return "\n".join([*lines, "", *_usage(settings, shipped, base), ""])
+    rest = ((key, value) for key, value in sorted(metadata.items()) if key not in KNOWN)
+    lines += [_row(key, value if isinstance(value, str) else json.dumps(value)) for key, value in rest]
+    return "\n".join([*lines, "", *usage, ""])
 
 
 def _usage(settings: Mapping[str, Any], shipped: bool, base: str) -> list[str]:

@@ -1,0 +1,148 @@
+"""The adapters that come with the book: what a finished run must prove to be one, and where they lie."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lora_tutorial.adapters import SETTINGS, TENSORS, read_adapter
+from lora_tutorial.model_card import write_card
+from lora_tutorial.provenance import DATA
+from lora_tutorial.results import RunRecord, load_record
+from lora_tutorial.storage import atomic_folder, atomic_write_bytes, sha256_of
+
+LIMIT = 1_000_000  # bytes: an adapter and its card are smaller
+CARD = "README.md"
+
+
+def ship_adapter(
+    run: str | os.PathLike[str], record: str | os.PathLike[str], into: str | os.PathLike[str]
+) -> Path:
+    """Copy a finished run's adapter into ``into/<task>``, with a card written from its record.
+
+    Parameters
+    ----------
+    run
+        The run's folder, as ``lora-tutorial bench`` leaves it; the adapter is in ``run/adapter``.
+    record
+        The run's record.
+    into
+        Folder of all adapters. An adapter of the same task that is in it is replaced in one step.
+
+    Returns
+    -------
+    Path
+        ``into/<task>``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If adapter or record is missing.
+    ValueError
+        If the record is unfinished or a sweep's, the adapter is not the one that the record scored, its base
+        is a folder that nobody else has, the task's data have no row in ``provenance``, or the whole is not
+        under ``LIMIT``. Nothing is written then.
+    """
+    source, record = Path(run) / "adapter", Path(record)
+    found = load_record(record)
+    if found.status != "finished" or "sweep" in found.extra:
+        kind = "a sweep's" if "sweep" in found.extra else found.status
+        raise ValueError(f"{record.name} is {kind}, and only a finished run's adapter is shipped.")
+    settings, _ = read_adapter(source)
+    task = found.config["task"]
+    _check(source, settings, found, record.name)
+    if task not in DATA:
+        raise ValueError(f"Say in provenance.py where the data of {task!r} come from, and ship it then.")
+    card = _card(settings, found, record.name).encode()
+    size = len(card) + sum((source / name).stat().st_size for name in (SETTINGS, TENSORS))
+    if size >= LIMIT:
+        raise ValueError(f"The adapter of {task!r} with its card has {size:,} bytes, not under {LIMIT:,}.")
+    with atomic_folder(Path(into) / task) as new:
+        for name in (SETTINGS, TENSORS):
+            shutil.copyfile(source / name, new / name)
+        atomic_write_bytes(new / CARD, card)
+    return Path(into) / task
+
+
+def stored_adapters() -> dict[str, Path]:
+    """The folder of each adapter that comes with the book, by task, in order of name.
+
+    They are in ``benchmarks/adapters`` of the repository; an installed package carries a copy.
+    """
+    here = Path(__file__).parent
+    folders = [here / "shipped", here.parent / "benchmarks" / "adapters"]
+    return {path.parent.name: path.parent for top in folders for path in sorted(top.glob(f"*/{SETTINGS}"))}
+
+
+def stored_adapter(task: str) -> Path:
+    """The folder of one of them, for ``load_adapter`` or an ``AdapterShelf``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If none comes for that task.
+    """
+    stored = stored_adapters()
+    if task not in stored:
+        raise FileNotFoundError(
+            f"There is no adapter folder {task!r}, and the adapters that come with the book are "
+            f"{', '.join(stored) or 'not installed'}."
+        )
+    return stored[task]
+
+
+def _check(source: Path, settings: dict[str, Any], record: RunRecord, name: str) -> None:
+    """Refuse an adapter that is not the one the record speaks of, or whose base cannot be had elsewhere."""
+    digest, expected = sha256_of(source / TENSORS), record.extra.get("adapter_sha256")
+    if digest != expected:
+        raise ValueError(f"{source} has SHA-256 {digest[:12]}..., and {name} scored {str(expected)[:12]}...")
+    about = settings["metadata"]
+    said = {
+        "task": record.config["task"],
+        "data_sha256": record.config["data_sha256"],
+        "scored_on": record.extra["scored_on"],
+        "scores": record.extra["scores"]["trained"],
+    }
+    for key, value in said.items():
+        if about.get(key) != value:
+            raise ValueError(f"{source} says {key} {about.get(key)!r}, and {name} says {value!r}.")
+    base = settings["base"]["name"]
+    if Path(base).is_absolute() or (base != "minilm" and Path(base).is_dir()):
+        raise ValueError(
+            f"The base of {source} is a folder, {base}: ship adapters of 'minilm' or of the hub."
+        )
+
+
+def _card(settings: dict[str, Any], record: RunRecord, name: str) -> str:
+    config, recipe, origin = record.config, record.recipe, DATA[record.config["task"]]
+    split = record.extra["scored_on"]
+    base, wrapper = settings["base"]["name"], settings["base"]["wrapper"]
+    rank = wrapper["lora_rank"]
+    alpha = rank if wrapper["lora_alpha"] is None else wrapper["lora_alpha"]
+    unit = "examples" if wrapper["task_type"] == "glue" else "windows"
+    read = origin.read_by_minilm if base == "minilm" else "not known of this base"
+    metadata = {
+        "title": f"LoRA adapter for {config['task']}",
+        "data": origin.name,
+        "data_licence": origin.licence,
+        "scores": record.extra["scores"]["trained"],
+        "licence": "MIT",
+        "Scored on": f"{split}, {record.extra['splits'][split]['rows']:,} rows, after the last epoch",
+        "Method": f"{config['method']}, {record.trainable_parameters:,} parameters with the head",
+        "Recipe": ", ".join(f"{key} {value}" for key, value in recipe.items()) + f"; seed {record.seed}",
+        "Trained on": f"{record.identity['examples']:,} {unit} of the training split",
+        "Record": f"benchmarks/results/{name}",
+        "Contamination": f"What the base has read: {read}."
+        + (f" Also: {origin.overlap}." * bool(origin.overlap)),
+        "Terms of the data": "They may bind whoever uses what was trained on them; see the licence above.",
+    }
+    scale = f"r = {rank}, lora_alpha = {alpha:g} (scale lora_alpha / r)"
+    return write_card(base, metadata, f"{scale}, {settings['parameters']:,} numbers", _usage(config["task"]))
+
+
+def _usage(task: str) -> list[str]:
+    code = ["from lora_tutorial import load_adapter", "from lora_tutorial.shipping import stored_adapter", ""]
+    code += [f'model = load_adapter(stored_adapter("{task}"))']
+    return ["## Use", "", "```python", *code, "```"]
