@@ -194,7 +194,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
 
 
 def inject_into_base(model: nn.Module, config: LoraConfig, variant: str = "lora") -> nn.Module:
-    """`inject_variant`, or the 4-bit form of `inject_lora` where the base holds bitsandbytes' 4-bit layers."""
+    """`inject_variant`, or LoRA in its 4-bit form where the base holds bitsandbytes' 4-bit layers."""
     if variant == "lora" and any(type(module).__name__ == "Linear4bit" for module in model.modules()):
         from lora_tutorial.quantized_layers import inject_lora_4bit  # imports bitsandbytes
 

@@ -67,8 +67,8 @@ class LoraModule(ABC):
     _originals: dict[str, Tensor] | None = None  # set while merged
 
     @abstractmethod
-    def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The name of each adapted weight, as in ``state_dict``, with its (lora_A, lora_B)."""
+    def lora_factors(self) -> dict[str, tuple[Tensor, ...]]:
+        """Each adapted weight, as named in ``state_dict``: lora_A, lora_B, and what else a variant trains."""
 
     @abstractmethod
     def plain(self) -> nn.Module:
