@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict
 from torch import nn
+from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
 
 from lora_tutorial.adapters import start_from_adapter
 from lora_tutorial.baselines import frozen_encoder_baseline, majority_baseline
@@ -174,6 +175,10 @@ def run_experiment(
     loaded = prepared.loaded if prepared else load_task(experiment.task, experiment.source)
     settings = {key: getattr(experiment, key) for key in ("lora_rank", "lora_alpha", "head")}
     model = build_model(loaded.task, experiment.method, experiment.encoder, experiment.seed, **settings)
+    if experiment.recipe.attention_dropout is not None:
+        for module in model.model.modules():
+            if isinstance(module, RobertaSelfAttention):
+                module.dropout.p = experiment.recipe.attention_dropout
     if experiment.start is not None:
         start_from_adapter(model, experiment.start)
     tokenizer = load_tokenizer(experiment.encoder)

@@ -6,10 +6,12 @@ import pytest
 from bench_rows import BRIEF, write
 from squad_rows import row
 from tiny_checkpoint import make_checkpoint
+from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
 
-from lora_tutorial import task_registry
+from lora_tutorial import experiments, task_registry
 from lora_tutorial.adapters import load_adapter, read_adapter
 from lora_tutorial.encoders import load_tokenizer
+from lora_tutorial.experiments import Experiment, run_experiment
 from lora_tutorial.grid import Grid, held_out_split
 from lora_tutorial.reading import answers_hash, make_reading, tokenize_rows
 from lora_tutorial.recipes import load_recipe
@@ -75,6 +77,21 @@ def test_a_grid_of_questions_trains_scores_and_keeps_an_adapter(source, tiny, ar
         reading = make_reading(loaded, tokenizer, recipe, 0, tokens)
         again = reading.score(load_adapter(adapter), "validation")
         assert again == json.loads(json.dumps(split)), "the adapter gives the record's answers"
+
+
+def test_the_recipes_attention_dropout_reaches_each_layer(source, tiny, monkeypatch):
+    seen = []
+
+    def look(model, *rest, **options):
+        seen.extend(m.dropout.p for m in model.modules() if isinstance(m, RobertaSelfAttention))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments, "train", look)
+    for dropout in (0.0, 0.3, None):
+        recipe = load_recipe("cpu", "squad", attention_dropout=dropout)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(Experiment(recipe, "squad", tiny, "lora", str(source)))
+    assert seen == [0.0, 0.0, 0.3, 0.3, 0.1, 0.1], "two layers; the encoder's own is 0.1"
 
 
 def test_an_untrained_adapter_gives_other_answers_than_the_records(source, tiny, go, tmp_path):
