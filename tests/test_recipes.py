@@ -87,9 +87,16 @@ def test_recipes_are_frozen():
 
 
 def test_squads_inputs_are_long_and_only_the_cpu_recipe_drops_no_attention_weights():
-    assert load_recipe("cpu", "squad").max_length == load_recipe("tutorial", "squad_v2").max_length == 384
-    assert load_recipe("cpu", "squad").attention_dropout == 0.0
-    assert load_recipe("cpu", "rte").attention_dropout is load_recipe("tutorial", "squad").attention_dropout
-    assert load_recipe("cpu", "squad", max_length=256, attention_dropout=None).max_length == 256
+    assert (
+        recipes.load_recipe("cpu", "squad").max_length
+        == recipes.load_recipe("tutorial", "squad_v2").max_length
+        == 384
+    )
+    assert recipes.load_recipe("cpu", "squad").attention_dropout == 0.0
+    assert (
+        recipes.load_recipe("cpu", "rte").attention_dropout
+        is recipes.load_recipe("tutorial", "squad").attention_dropout
+    )
+    assert recipes.load_recipe("cpu", "squad", max_length=256, attention_dropout=None).max_length == 256
     with pytest.raises(ValueError, match=r"attention_dropout=1.0: give a probability in \[0, 1\)"):
-        load_recipe("cpu", attention_dropout=1.0)
+        recipes.load_recipe("cpu", attention_dropout=1.0)
