@@ -12,6 +12,8 @@ _HOME = {
     "LoraModule": "arithmetic",
     "lora_delta": "arithmetic",
     "LoraLinear": "layers",
+    "FastLoraLinear": "fast_layers",
+    "use_fast_layers": "fast_layers",
     "inject_lora": "inject",
     "freeze_parameters_except_lora_and_bias": "inject",
     "disable_lora": "inject",

@@ -15,7 +15,8 @@ from lora_tutorial.merging import lora_modules
 from lora_tutorial.wrapper import LoraWrapperRoberta
 
 PREFIX = "base_model.model."
-PLAIN = ("LoraLinear", "LoraLinear4bit", "LoraRobertaSelfAttention")  # by name: the second needs bitsandbytes
+# By name: LoraLinear4bit needs bitsandbytes.
+PLAIN = ("LoraLinear", "FastLoraLinear", "LoraLinear4bit", "LoraRobertaSelfAttention")
 # What PEFT calls the task of a transformers class, and the heads that it then trains and saves unasked.
 TASKS = {
     "ForSequenceClassification": ("SEQ_CLS", ("classifier", "score")),

@@ -1,0 +1,87 @@
+"""The fast layer beside the one the book shows: fewer new arrays, and nothing kept that is not needed."""
+
+import pytest
+import torch
+from test_fast_layers import pair
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Arrays(TorchDispatchMode):
+    """Counts new arrays (not views, not results written into an operand) of one shape."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.shape, self.seen = shape, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if torch.is_tensor(tensor) and tuple(tensor.shape) == self.shape:
+                storage = tensor.untyped_storage()
+                self.seen[storage.data_ptr()] = storage  # kept alive, so that no address comes twice
+        return out
+
+
+def new_arrays(layer):
+    """How many (tokens, out) arrays the forward pass makes, and how many (tokens, in) the backward pass."""
+    x = torch.randn(11, 24, requires_grad=True)
+    with Arrays(11, 17) as forward:
+        y = layer(x)
+    grad = torch.randn(11, 17)
+    with Arrays(11, 24) as backward:
+        y.backward(grad)
+    return len(forward.seen), len(backward.seen)
+
+
+def test_products_write_into_what_is_there():
+    teaching, fast = pair()
+    assert new_arrays(fast) == (1, 1)
+    assert new_arrays(teaching) == (4, 3)
+
+
+def kept(layer, x, context=None, without=()):
+    """Bytes that the forward pass keeps for the backward pass, each storage once, parameters left out."""
+    given = {t.untyped_storage().data_ptr() for t in [*without, *layer.parameters()]}
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with context or torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x)
+    return sum(s.nbytes() for address, s in storages.items() if address not in given)
+
+
+def test_memory_kept_is_what_the_teaching_form_keeps_or_less():
+    x = torch.randn(50, 24, requires_grad=True)
+    teaching, fast = pair()
+    assert kept(fast, x) == kept(teaching, x) == 50 * (24 + 3) * 4  # the input and x A'
+    teaching, fast = pair(lora_dropout=0.3)
+    assert kept(fast, x) == 50 * (24 + 3) * 4 + 50 * 24  # and a mask of bytes
+    assert kept(teaching, x) == 50 * (24 + 3) * 4 + 50 * 24 * 4  # a mask of floats; its input is a new one
+    assert kept(fast, x, without=[x]) < kept(teaching, x, without=[x]) / 5  # beside an input that others keep
+    context = torch.autocast("cpu", torch.bfloat16)
+    teaching, fast = pair()
+    assert kept(fast, x, context) == 50 * (24 + 3) * 2
+    assert kept(teaching, x, context) > 50 * (24 + 3) * 2 + 24 * 17 * 2  # a copy of the weight as well
+
+
+@pytest.mark.parametrize(
+    ("trains", "numbers"),
+    [
+        (("lora_A", "lora_B"), 24 + 3),
+        (("lora_A",), 24),
+        (("lora_B",), 3),
+        (("weight",), 24),
+        (("bias",), 0),
+        ((), 0),
+    ],
+)
+def test_what_no_gradient_needs_is_not_kept(trains, numbers):
+    teaching, fast = pair()
+    for layer in (teaching, fast):
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(name in trains)
+    x = torch.randn(50, 24, requires_grad=True)
+    assert kept(fast, x) == 50 * numbers * 4 <= kept(teaching, x)
