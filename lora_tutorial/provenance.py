@@ -20,8 +20,8 @@ class DataOrigin(NamedTuple):
     name, licence
         As in `Origin`. A licence is what the makers state, not our reading of it.
     read_by_minilm
-        What is known of these texts in the training of all-MiniLM-L6-v2, from the list on its model card.
-        That a set is not on the list does not mean that no sentence of it was read on the web.
+        What the list of training data on the model card of all-MiniLM-L6-v2 says of these texts. That a set
+        is not on the list does not mean that no sentence of it was met on the web.
     overlap
         What of the scored rows can also be trained on; empty where nothing was found.
     """
@@ -36,10 +36,10 @@ ENCODERS: dict[str, Origin] = {
     "minilm": Origin("sentence-transformers/all-MiniLM-L6-v2", "apache-2.0"),
 }
 
-_UNLISTED = "not on the card's list"
+_UNLISTED = "this set is not on the list"
 _VADER = "the ratings with vaderSentiment 3.3.2: MIT; the sentences are quotations"
 _SQUAD = (
-    "SQuAD2.0 is on the card's list, with 87,599 tuples: as many as SQuAD 1.1, whose text it shares, has "
+    "SQuAD2.0 is on the list, with 87,599 tuples: as many as SQuAD 1.1, whose text it shares, has "
     "training questions"
 )
 
@@ -57,7 +57,7 @@ DATA: dict[str, DataOrigin] = {
         "CoLA, the Corpus of Linguistic Acceptability",
         "no open licence: excerpts, copyright with the authors, for research",
         _UNLISTED,
-        "16 of the 1,043 validation sentences stand in the training set too, case aside",
+        "16 of the 1,043 validation sentences stand in the training set too, case aside.",
     ),
     "sst2": DataOrigin(
         "SST-2, the Stanford Sentiment Treebank",
@@ -67,23 +67,23 @@ DATA: dict[str, DataOrigin] = {
     "mrpc": DataOrigin(
         "MRPC, the Microsoft Research Paraphrase Corpus",
         "Microsoft Research shared source licence MSR-SSLA: not for commercial use",
-        f"{_UNLISTED}, which has other paraphrases",
+        f"{_UNLISTED}, which has other pairs of like meaning (Altlex, Simple Wikipedia)",
     ),
     "stsb": DataOrigin(
         "STS-B, the Semantic Textual Similarity Benchmark",
         "scores CC BY-SA 4.0; texts mixed, by source",
-        f"itself {_UNLISTED}; a part of its sentences are image captions, and Flickr 30k's are on the list",
-        "6 of the 1,500 validation pairs stand in the training set too, case aside",
+        f"{_UNLISTED}; a part of its sentences are image captions, and Flickr 30k's are on it",
+        "6 of the 1,500 validation pairs stand in the training set too, case aside.",
     ),
     "qqp": DataOrigin(
         "QQP, Quora Question Pairs",
         "Quora's terms: not for commercial use",
-        "Quora's duplicate questions are on the card's list",
+        "Quora's duplicate questions are on the list",
     ),
     "mnli": DataOrigin(
         "MNLI, the Multi-Genre NLI Corpus",
         "OANC's licence and Creative Commons, by genre",
-        "MultiNLI is on the card's list",
+        "MultiNLI is on the list",
     ),
     "qnli": DataOrigin("QNLI, made from SQuAD 1.1", "CC BY-SA 4.0", _SQUAD),
     "rte": DataOrigin(
@@ -102,7 +102,7 @@ DATA: dict[str, DataOrigin] = {
         "SQuAD 2.0's development set, parted by article",
         "CC BY-SA 4.0",
         _SQUAD,
-        "trained on 19 articles of the official development set and scored on the other 16, so its scores "
-        "stand beside no published one",
+        "Trained on 19 articles of the official development set and scored on the other 16; its scores do "
+        "not compare with those on the whole set.",
     ),
 }

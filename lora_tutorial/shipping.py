@@ -122,7 +122,7 @@ def _card(settings: dict[str, Any], record: RunRecord, name: str) -> str:
     rank = wrapper["lora_rank"]
     alpha = rank if wrapper["lora_alpha"] is None else wrapper["lora_alpha"]
     unit = "examples" if wrapper["task_type"] == "glue" else "windows"
-    read = origin.read_by_minilm if base == "minilm" else "not known of this base"
+    read = origin.read_by_minilm if base == "minilm" else "not looked up for this base"
     metadata = {
         "title": f"LoRA adapter for {config['task']}",
         "data": origin.name,
@@ -134,15 +134,20 @@ def _card(settings: dict[str, Any], record: RunRecord, name: str) -> str:
         "Recipe": ", ".join(f"{key} {value}" for key, value in recipe.items()) + f"; seed {record.seed}",
         "Trained on": f"{record.identity['examples']:,} {unit} of the training split",
         "Record": f"benchmarks/results/{name}",
-        "Contamination": f"What the base has read: {read}."
-        + (f" Also: {origin.overlap}." * bool(origin.overlap)),
+        "Contamination": f"The base's own training data, by its model card: {read}. {origin.overlap}".strip(),
         "Terms of the data": "They may bind whoever uses what was trained on them; see the licence above.",
     }
     scale = f"r = {rank}, lora_alpha = {alpha:g} (scale lora_alpha / r)"
-    return write_card(base, metadata, f"{scale}, {settings['parameters']:,} numbers", _usage(config["task"]))
+    return write_card(
+        base, metadata, f"{scale}, {settings['parameters']:,} numbers", _usage(settings["metadata"])
+    )
 
 
-def _usage(task: str) -> list[str]:
+def _usage(about: dict[str, Any]) -> list[str]:
     code = ["from lora_tutorial import load_adapter", "from lora_tutorial.shipping import stored_adapter", ""]
-    code += [f'model = load_adapter(stored_adapter("{task}"))']
-    return ["## Use", "", "```python", *code, "```"]
+    code += [f'model = load_adapter(stored_adapter("{about["task"]}"))']
+    lines = ["## Use", "", "```python", *code, "```"]
+    if "context" not in about["columns"]:
+        texts = " ".join(f'"{column}"' for column in about["columns"])
+        lines += ["", f"On the command line: `lora-tutorial predict {about['task']} {texts}`."]
+    return lines

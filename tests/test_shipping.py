@@ -70,8 +70,9 @@ def test_a_finished_run_is_shipped_with_its_card(finished, tmp_path, encoder, da
         "seed 0",
         "40 examples of the training split",
         f"benchmarks/results/{NAME}.json",
-        "What the base has read: not known of this base.",
+        "by its model card: not looked up for this base.",
         'load_adapter(stored_adapter("sst2"))',
+        '`lora-tutorial predict sst2 "sentence"`',
         'license: "mit"',
     ):
         assert part in card, part
@@ -168,8 +169,8 @@ def test_every_task_says_where_its_data_come_from():
     assert known <= DATA.keys()
     for origin in (*DATA.values(), *ENCODERS.values()):
         assert all(isinstance(part, str) for part in origin) and origin.name and origin.licence
-    listed = {task for task, origin in DATA.items() if "on the card's list" in origin.read_by_minilm}
-    unlisted = {task for task, origin in DATA.items() if "not on the card's list" in origin.read_by_minilm}
+    listed = {task for task, origin in DATA.items() if "on the list" in origin.read_by_minilm}
+    unlisted = {task for task, origin in DATA.items() if "not on the list" in origin.read_by_minilm}
     assert {"mnli", "qqp", "qnli", "squad", "squad_v2"} <= listed - unlisted
     assert {"cola", "sst2", "mrpc", "rte", "wnli"} <= unlisted
 

@@ -106,6 +106,9 @@ def test_the_encoder_is_in_memory_once(tiny_roberta, saved):
     base = load_encoder(tiny_roberta).model
     before = {name: (value.data_ptr(), value.clone()) for name, value in base.state_dict().items()}
     shelf = AdapterShelf(base)
+    assert {id(tensor) for tensor in base.parameters()} < {
+        id(tensor) for tensor in shelf._encoder.parameters()
+    }
     for name, folder in saved.items():
         shelf.add(name, folder)
     for name, folder in saved.items():
