@@ -162,8 +162,7 @@ def inject_variant(model: nn.Module, config: LoraConfig, variant: str = "lora") 
     Raises
     ------
     TypeError, ValueError
-        As for ``inject_lora``; if there is no such variant, or it cannot adapt a layer. The model is then as it
-        was.
+        As for ``inject_lora``; if there is no such variant, or one layer cannot have it. No change then.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
