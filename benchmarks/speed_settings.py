@@ -1,0 +1,175 @@
+"""What the speed benchmark can be asked to measure: one setting, its name, and lists of settings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+SHAPES = ("roberta-base", "minilm")
+TARGETS = ("query-value", "all-linear")
+PRECISIONS = ("fp32", "autocast", "bf16")
+#: Reference points first, then LoRA in the orders in which it is usually met.
+TRAINING = (
+    "full", "floor", "head", "bitfit", "materialised", "teaching", "fast", "peft", "loralib",
+)  # fmt: skip
+INFERENCE = ("base", "merged", "materialised", "teaching", "fast", "peft", "loralib")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing to measure.
+
+    Parameters
+    ----------
+    model
+        ``"roberta-base"`` or ``"minilm"`` with random weights, or ``"linear-IN-OUT"``: one linear layer
+        in the middle of a network, so with a gradient for its input.
+    batch, length
+        Sequences in a batch and tokens in each. A single layer sees their product.
+    r, lora_dropout
+        Of the adapters; ``lora_alpha`` is 2 r. The model itself has no dropout.
+    targets
+        ``"query-value"`` or ``"all-linear"``, the latter only for a single layer.
+    phase
+        ``"train"`` (forward, backward, optimiser) or ``"infer"`` (forward without gradients).
+    device, precision
+        ``"cpu"`` or ``"cuda"``; ``"fp32"``, ``"autocast"`` (bfloat16 products, float32 weights) or ``"bf16"``
+        (bfloat16 weights).
+    checkpointing, compiled
+        Whether layers are computed twice to save memory, and whether ``torch.compile`` is used.
+
+    Raises
+    ------
+    ValueError
+        If a value is none of the above.
+    """
+
+    model: str = "roberta-base"
+    batch: int = 16
+    length: int = 128
+    r: int = 8
+    targets: str = "query-value"
+    phase: str = "train"
+    device: str = "cpu"
+    precision: str = "fp32"
+    lora_dropout: float = 0.0
+    checkpointing: bool = False
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        def require(field: str, good: bool, accepted: str) -> None:
+            if not good:
+                raise ValueError(f"{field} must be {accepted}; got {getattr(self, field)!r}.")
+
+        single = self.model.startswith("linear-")
+        named = self.layer_sizes is not None if single else self.model in SHAPES
+        require("model", named, f"{', '.join(SHAPES)} or linear-IN-OUT, as in linear-768-3072")
+        for field in ("batch", "length", "r"):
+            value = getattr(self, field)
+            require(field, type(value) is int and value > 0, "a positive integer")
+        require("targets", self.targets in TARGETS, " or ".join(TARGETS))
+        require("targets", not single or self.targets == "all-linear", "all-linear for a single layer")
+        require("checkpointing", not (single and self.checkpointing), "off for a single layer")
+        require("phase", self.phase in ("train", "infer"), "train or infer")
+        require("device", self.device in ("cpu", "cuda"), "cpu or cuda")
+        require("precision", self.precision in PRECISIONS, ", ".join(PRECISIONS))
+        require("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)")
+        require("length", single or self.length <= 512, "at most 512, the positions that these models have")
+
+    @property
+    def layer_sizes(self) -> tuple[int, int] | None:
+        """(in, out) of a single layer, ``None`` for a whole model."""
+        parts = self.model.split("-")
+        if len(parts) == 3 and parts[0] == "linear" and all(p.isdigit() and int(p) > 0 for p in parts[1:]):
+            return int(parts[1]), int(parts[2])
+        return None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a batch."""
+        return self.batch * self.length
+
+    @property
+    def name(self) -> str:
+        """The stem of the record's file: what differs from the plain case is spelled out."""
+        parts = [self.model, f"{self.batch}x{self.length}", f"r{self.r}", self.targets]
+        parts += [self.device] if self.device != "cpu" else []
+        parts += [self.precision] if self.precision != "fp32" else []
+        parts += [f"dropout{self.lora_dropout:g}"] if self.lora_dropout else []
+        parts += ["checkpointing"] * self.checkpointing + ["compiled"] * self.compiled
+        return "-".join(parts + (["infer"] if self.phase == "infer" else []))
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants that make sense here, in the order of reports."""
+        names = TRAINING if self.phase == "train" else INFERENCE
+        left_out = {"head", "bitfit"} if self.layer_sizes else set()
+        if self.lora_dropout and self.phase == "train":
+            left_out.add("materialised")  # dropout acts on an input that this form does not have
+        return tuple(name for name in names if name not in left_out)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The setting as JSON has it."""
+        return asdict(self)
+
+
+def grid(**values: Iterable[Any]) -> list[Setting]:
+    """Every combination; ``tokens`` takes pairs (batch, length). A single layer is always ``all-linear``."""
+    known = {field.name for field in fields(Setting)} | {"tokens"}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"No such setting: {', '.join(unknown)}.")
+    found: dict[Setting, None] = {}
+    for combination in itertools.product(*values.values()):
+        chosen = dict(zip(values, combination, strict=True))
+        if "tokens" in chosen:
+            chosen["batch"], chosen["length"] = chosen.pop("tokens")
+        if chosen.get("model", "").startswith("linear-"):
+            chosen["targets"] = "all-linear"
+        found[Setting(**chosen)] = None
+    return list(found)
+
+
+# 128 to 8,192 tokens a batch.
+BATCHES = ((1, 128), (4, 128), (16, 128), (64, 128))
+LAYERS = ("linear-768-768", "linear-768-3072", "linear-3072-768")
+
+
+def plan(name: str, device: str = "cpu") -> list[Setting]:
+    """The settings of a named plan: ``"quick"`` (seconds), ``"short"`` (minutes) or ``"full"`` (hours).
+
+    Ordered so that what matters most is there first when a run is cut short.
+    """
+    common = {"device": [device]}
+    if name == "quick":
+        return [
+            *grid(model=["linear-96-64"], tokens=[(2, 16)], r=[4], **common),
+            *grid(model=["minilm"], tokens=[(1, 8)], r=[4], **common),
+        ]
+    short = [
+        *grid(model=["roberta-base"], tokens=[(16, 128)], r=[8], targets=["query-value"], **common),
+        *grid(model=["roberta-base"], tokens=[(8, 128)], r=[16], targets=["all-linear"], **common),
+        *grid(model=LAYERS[:2], tokens=[(1, 128), (16, 128)], r=[8, 64], **common),
+        *grid(model=["minilm"], tokens=[(16, 64)], r=[8], targets=TARGETS, **common),
+        *grid(model=["roberta-base"], tokens=[(8, 128)], phase=["infer"], targets=["all-linear"], **common),
+    ]
+    if name == "short":
+        return short
+    if name != "full":
+        raise ValueError(f"plan must be quick, short or full; got {name!r}.")
+    more = [
+        *grid(model=LAYERS, tokens=BATCHES, r=[1, 8, 16, 64, 256], **common),
+        *grid(model=["roberta-base", "minilm"], tokens=BATCHES[:3], r=[8, 64], targets=TARGETS, **common),
+        *grid(model=["roberta-base"], tokens=[(4, 128)], r=[1, 16, 256], targets=TARGETS, **common),
+        *grid(model=["roberta-base", "minilm"], tokens=[(64, 128)], r=[8], targets=TARGETS, **common),
+        *grid(model=["minilm"], tokens=[(16, 64)], phase=["infer"], targets=TARGETS, **common),
+        *grid(model=LAYERS[:1], tokens=[(16, 128)], lora_dropout=[0.1], **common),
+        *grid(model=["minilm"], tokens=[(16, 64)], targets=TARGETS, checkpointing=[True], **common),
+    ]
+    if device == "cuda":
+        same = {"model": ["roberta-base"], "tokens": [(16, 128), (64, 128)], "targets": TARGETS, **common}
+        more += grid(precision=["autocast", "bf16"], r=[8, 64], **same)
+        more += grid(precision=["autocast"], checkpointing=[True], **same)
+        more += grid(precision=["autocast"], compiled=[True], **same)
+    return list(dict.fromkeys([*short, *more]))
