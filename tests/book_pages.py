@@ -18,3 +18,9 @@ def run(*command, **kwargs):
 def listed_pages():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     return [toc["root"], *(page["file"] for part in toc["parts"] for page in part["chapters"])]
+
+
+def build(source, out):
+    """Build the book at `source` into a folder under `out`; a warning is an error."""
+    flags = ["-W", "-n", "--keep-going", "--path-output", out]
+    return run("jupyter-book", "build", source, *flags, cwd=source)

@@ -99,3 +99,38 @@ def tokenizer(request, byte_level):
     from lora_tutorial.encoders import load_tokenizer
 
     return load_tokenizer("minilm" if request.param == "wordpiece" else byte_level)
+
+
+@pytest.fixture(scope="session")
+def html_folder(tmp_path_factory):
+    """The folder of the book's pages, built once for all tests, a warning being an error."""
+    from book_pages import build
+    from rules import ROOT
+
+    out = tmp_path_factory.mktemp("book")
+    result = build(ROOT, out)
+    assert result.returncode == 0, result.stdout[-6000:]
+    return out / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium or Chrome that is installed here; without one a test is skipped, unless it was promised."""
+    from browser import NAMES, browser_is_promised, find_browser, launched
+
+    path = find_browser()
+    if not path and browser_is_promised():
+        pytest.fail(f"LORA_TUTORIAL_REQUIRE_BROWSER is set and no {', '.join(NAMES)} is installed")
+    if not path:
+        pytest.skip(f"no browser is installed: one of {', '.join(NAMES)}")
+    with launched(path) as instance:
+        yield instance
+
+
+@pytest.fixture(scope="session")
+def site(browser, html_folder):
+    """The address at which the built book is served on loopback."""
+    from browser import served
+
+    with served(html_folder) as address:
+        yield address

@@ -1,0 +1,195 @@
+"""A page of the built book as a reader's browser has it: what it asks for, says, shows and lets one do."""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+SCHEMES = ("light", "dark")
+WIDTHS = (1280, 390)
+
+#: Where a page is wider than the window: what the window would scroll by, and what is cut off unseen.
+SIDEWAYS = """() => {
+  const width = document.documentElement.clientWidth, found = [];
+  const more = document.documentElement.scrollWidth - width;
+  if (more > 0) found.push(`the page scrolls sideways by ${more} px`);
+  for (const el of document.querySelectorAll("article *")) {
+    if (el.getClientRects().length === 0 || el.getBoundingClientRect().right <= width + 1) continue;
+    let up = el.parentElement;
+    while (up && !["auto", "scroll"].includes(getComputedStyle(up).overflowX) && up.tagName !== "svg")
+      up = up.parentElement;
+    if (!up && !el.closest("mjx-assistive-mml, .visually-hidden, .headerlink"))
+      found.push(`${el.outerHTML.slice(0, 80)} ends at ${el.getBoundingClientRect().right} px`);
+  }
+  return found.slice(0, 5);
+}"""
+PICTURES = """() => [...document.querySelectorAll("article img, article svg[role=img]")].map(el => ({
+  name: el.getAttribute("alt") ?? el.getAttribute("aria-label") ?? "",
+  loaded: el.tagName !== "IMG" || el.naturalWidth > 0,
+}))"""
+AXE = """([context, options]) => axe.run(context, {preload: false, resultTypes: ["violations"], ...options})
+  .then(result => result.violations.filter(v => ["serious", "critical"].includes(v.impact)).flatMap(
+    v => v.nodes.slice(0, 3).map(
+      n => `${v.id}: ${n.target} ${n.html.slice(0, 90)} ${n.any[0]?.message ?? ""}`)))"""
+#: Mathematics is for MathJax to render; code is judged once for all pages, by its classes.
+MATHS = {"exclude": [["mjx-container"]]}
+PROSE = {"exclude": [["mjx-container"], ["pre"]]}
+
+
+def find_browser():
+    """The path of an installed Chromium or Chrome, or None."""
+    return next((path for path in map(shutil.which, NAMES) if path), None)
+
+
+@contextmanager
+def served(folder):
+    """The address of a server on loopback that gives out `folder`."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextmanager
+def launched(path):
+    """The browser at `path`, without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path)  # waits for debugging on a pipe: no open port
+        yield browser
+        browser.close()
+
+
+def axe_script():
+    """The source of axe-core, which a package from the Python index carries."""
+    import axe_playwright_python
+
+    return (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf8")
+
+
+def audit(page, context=PROSE, **options):
+    """What axe-core calls serious or critical on `page`, a line for each element."""
+    return page.evaluate(AXE, [context, options])
+
+
+@contextmanager
+def opened(browser, site, name, **options):
+    """A fresh tab on page `name`, with its console's errors and the requests that would leave `site`."""
+    context = browser.new_context(viewport={"width": WIDTHS[0], "height": 900}, **options)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page, errors, outside = context.new_page(), [], []
+    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+
+    def guard(route):
+        outside.append(route.request.url)
+        route.abort()
+
+    page.route(lambda url: not url.startswith((f"{site}/", "data:", "blob:")), guard)
+    page.goto(f"{site}/{name}", wait_until="load")
+    page.evaluate("() => window.MathJax?.startup?.promise")
+    yield page, errors, outside
+    context.close()
+
+
+@dataclass
+class Visit:
+    """What one visit to a page found. Lists of sentences are empty on a page that is right."""
+
+    errors: list = field(default_factory=list)
+    outside: list = field(default_factory=list)
+    sideways: dict = field(default_factory=dict)
+    serious: dict = field(default_factory=dict)
+    pictures: list = field(default_factory=list)
+    stuck: list = field(default_factory=list)
+    boxes: int = 0
+    copies: list = field(default_factory=list)
+    sliders: list = field(default_factory=list)
+
+
+def visit(browser, site, name, axe):
+    """Read the page, work every part of it by keyboard, look at it in both schemes and widths."""
+    found = Visit()
+    with opened(browser, site, f"{name}.html") as (page, errors, outside):
+        found.pictures = page.evaluate(PICTURES)
+        found.boxes, found.stuck = open_boxes(page)
+        found.copies = list(copies(page))
+        found.sliders = list(sliders(page))
+        page.evaluate(axe)
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(400)  # the theme makes what scrolls reachable by Tab, 300 ms after a change
+            for scheme in SCHEMES:
+                page.emulate_media(color_scheme=scheme)
+                page.wait_for_function(
+                    "scheme => document.documentElement.dataset.theme === scheme", arg=scheme
+                )
+                found.sideways[scheme, width] = page.evaluate(SIDEWAYS)
+                if (scheme, width) in {("light", 1280), ("dark", 390)}:
+                    found.serious[scheme, width] = audit(page)
+        found.serious["code"] = audit(page, MATHS, runOnly=["scrollable-region-focusable"])
+        found.errors, found.outside = list(errors), list(outside)
+    return found
+
+
+def open_boxes(page):
+    """Open each folded box with the keyboard: how many there are, and those that stayed shut."""
+    stuck, handles = [], page.query_selector_all("article :is(.toggle-button, details > summary)")
+    for handle in handles:
+        before = handle.evaluate(SHOWN)
+        handle.focus()
+        page.keyboard.press("Enter")
+        if before or not handle.evaluate(SHOWN):
+            stuck.append(f"{'open at first' if before else 'stays shut'}: {handle.evaluate(TITLE)}")
+    return len(handles), stuck
+
+
+SHOWN = """el => el.tagName === "SUMMARY" ? el.parentElement.open
+  : !el.closest(".toggle").classList.contains("toggle-hidden")"""
+TITLE = """el => el.closest("details, .toggle").textContent.trim().slice(0, 60)"""
+
+
+def copies(page):
+    """Press the first and the last copy button: (what the clipboard has, the code beside the button)."""
+    buttons = page.query_selector_all("article button.copybtn")
+    for button in {id(button): button for button in buttons[:1] + buttons[-1:]}.values():
+        code = button.evaluate("el => el.closest('.highlight').querySelector('pre').textContent")
+        page.evaluate("navigator.clipboard.writeText('')")
+        button.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function("navigator.clipboard.readText().then(text => text !== '')")
+        yield page.evaluate("navigator.clipboard.readText()").strip(), code.strip()
+
+
+def sliders(page):
+    """Move each slider one step with the keyboard: what its figure said before and what it says after."""
+    for slider in page.query_selector_all("article input[type=range]"):
+        said = "el => (el.closest('figure') ?? el.parentElement).querySelector('output').textContent"
+        before = slider.evaluate(said)
+        slider.focus()
+        page.keyboard.press("ArrowRight")
+        yield before, slider.evaluate(said)
+
+
+def code_classes(html):
+    """The classes of tokens in a page's code blocks."""
+    blocks = re.findall(r'<div class="highlight">.*?</div>', html, flags=re.DOTALL)
+    return {name for block in blocks for name in re.findall(r'<span class="(\w+)">', block)}
+
+
+def browser_is_promised():
+    """Whether a run must not skip the tests in a browser."""
+    return bool(os.environ.get("LORA_TUTORIAL_REQUIRE_BROWSER"))

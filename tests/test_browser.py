@@ -1,0 +1,109 @@
+"""The built book in a real browser: silent, self-contained, readable at both widths, usable by keyboard."""
+
+import pytest
+from book_pages import listed_pages
+from browser import PROSE, SCHEMES, WIDTHS, audit, axe_script, code_classes, opened, visit
+from rules import chapters
+
+PAGES = [*listed_pages(), "genindex", "search"]
+CHAPTERS = [f"book/{path.stem}" for path in chapters() if path.stem[0].isdigit()]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def axe():
+    return axe_script()
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def seen(request, browser, site, axe):
+    """One visit to each page; the tests below read what it found."""
+    return request.param, visit(browser, site, request.param, axe)
+
+
+def test_page_says_nothing_in_the_console(seen):
+    assert seen[1].errors == []
+
+
+def test_page_asks_nothing_of_another_host(seen):
+    assert seen[1].outside == []
+
+
+def test_page_fits_the_window(seen):
+    assert seen[1].sideways == {(scheme, width): [] for width in WIDTHS for scheme in SCHEMES}
+
+
+def test_page_has_no_serious_barrier(seen):
+    assert seen[1].serious == {("light", 1280): [], ("dark", 390): [], "code": []}
+
+
+def test_pictures_are_shown_and_their_text_says_what_they_show(seen):
+    for picture in seen[1].pictures:
+        assert picture["loaded"], picture
+        assert len(picture["name"].split()) >= 4, picture
+
+
+def test_folded_boxes_open_by_keyboard(seen):
+    name, found = seen
+    assert found.stuck == []
+    assert found.boxes or name not in CHAPTERS
+
+
+def test_copy_buttons_copy(seen):
+    name, found = seen
+    assert found.copies or name not in CHAPTERS
+    for copied, code in found.copies:
+        assert copied == code
+
+
+def test_sliders_move_by_keyboard(seen):
+    name, found = seen
+    assert found.sliders or name != "book/02_low_rank_math"
+    for before, after in found.sliders:
+        assert after.strip() and after != before
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_first_page_has_no_serious_barrier_in_any_view(browser, site, axe, scheme, width):
+    with opened(browser, site, "book/index.html", color_scheme=scheme) as (page, _, _):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate(axe)
+        assert audit(page, PROSE) == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_colour_of_code_can_be_read(browser, site, html_folder, axe, scheme):
+    names = set().union(*(code_classes(path.read_text()) for path in (html_folder / "book").glob("*.html")))
+    assert len(names) > 10
+    with opened(browser, site, f"{CHAPTERS[0]}.html", color_scheme=scheme) as (page, _, _):
+        page.evaluate(
+            """names => { document.querySelector(".cell_input pre").innerHTML =
+              names.map(name => `<span class="${name}">${name}</span>`).join(" ") }""",
+            sorted(names),
+        )
+        page.evaluate(axe)
+        assert audit(page, ".cell_input:has(pre)", runOnly=["color-contrast"]) == []
+
+
+def test_search_finds_a_word(browser, site):
+    with opened(browser, site, "book/index.html") as (page, errors, outside):
+        page.keyboard.press("Control+k")
+        page.keyboard.type("NormalFloat")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#search-results li a")
+        assert "08_nf4" in " ".join(
+            link.get_attribute("href") for link in page.query_selector_all("#search-results li a")
+        )
+        assert (errors, outside) == ([], [])
+
+
+def test_an_outside_request_and_an_error_are_noticed(browser, site):
+    with opened(browser, site, "search.html") as (page, errors, outside):
+        page.evaluate("""() => { const image = new Image(); image.src = "http://127.0.0.2:9/x.png";
+          document.body.append(image); setTimeout(() => { throw new Error("on purpose") }, 0);
+          document.body.style.width = "5000px"; }""")
+        page.wait_for_timeout(200)
+        assert outside == ["http://127.0.0.2:9/x.png"]
+        assert any("on purpose" in error for error in errors)
