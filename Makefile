@@ -4,6 +4,7 @@
 PYTHON  ?= python3
 CHAPTER ?=
 PORT    ?= 8000
+URL     ?=
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -17,7 +18,7 @@ NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeou
 BUILD := $(BIN)/jupyter-book build . -W -n --keep-going
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test check lint format refresh rules clean distclean
+.PHONY: help setup book serve test check lint format refresh repository pdf clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -58,9 +59,10 @@ check: $(READY) lint  ## a contributor's loop, under three minutes: lint, fast t
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -m "not slow" -q
 	@$(CHAPTER_ENV) $(NBVAL) -q book/$(or $(CHAPTER),02_low_rank_math).ipynb
 
-lint: $(READY)  ## ruff on code and notebooks, and the rules every chapter keeps
+lint: $(READY)  ## ruff on code and notebooks, spelling, and the rules every chapter keeps
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell
 	@$(BIN)/python tools/rules.py
 
 format: $(READY)  ## let ruff lay out code and notebooks
@@ -69,6 +71,9 @@ format: $(READY)  ## let ruff lay out code and notebooks
 
 refresh: $(READY)  ## execute a chapter and store its outputs (CHAPTER=05_lora_linear)
 	@$(CHAPTER_ENV) $(BIN)/python tools/refresh.py '$(CHAPTER)'
+
+repository: $(READY)  ## move the book to another address (URL=https://github.com/OWNER/NAME)
+	@$(BIN)/python tools/repository.py '$(URL)'
 
 clean:  ## remove what was built
 	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
