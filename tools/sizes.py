@@ -1,0 +1,20 @@
+"""Refuse files too large for the repository: `python tools/sizes.py PATH ...`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+LIMIT = 1_000_000
+
+
+def too_large(paths: list[Path]) -> list[str]:
+    """A line for each file of `paths` above the limit."""
+    sizes = [(path, path.stat().st_size) for path in paths if path.is_file()]
+    return [f"{path}: {size:,} bytes, and {LIMIT:,} are allowed" for path, size in sizes if size > LIMIT]
+
+
+if __name__ == "__main__":
+    found = too_large([Path(name) for name in sys.argv[1:]])
+    print("\n".join(found), end="\n" if found else "")
+    sys.exit(bool(found))
