@@ -95,9 +95,9 @@ def test_output_gradients_and_merging_are_the_formulas(case):
         assert relative(factor.grad, copied.grad) < 50 * TOLERANCE[x.dtype]
     assert relative(layer.weight + layer.lora_delta(), weight) < TOLERANCE[x.dtype]
 
-    before = layer.weight.clone()
+    before, delta = layer.weight.clone(), layer.lora_delta()
     layer.merge()
-    once, delta = layer.weight.clone(), layer.lora_delta()
+    once = layer.weight.clone()
     assert relative(once, weight) < TOLERANCE[x.dtype] and relative(layer(x), y) < TOLERANCE[x.dtype]
     layer.merge()
     layer.train().eval()  # neither mode touches a weight
