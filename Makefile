@@ -43,6 +43,9 @@ book: $(READY)  ## set up and build the book into _build/html, warnings as error
 	@echo "The book is ready. Open file://$(abspath $(PAGE))"
 	@echo "or run: make serve"
 
+pdf: book  ## print the whole book into _build/lora-from-scratch.pdf (needs a Chromium or Chrome)
+	@$(BIN)/python tools/pdf.py
+
 serve: $(READY)  ## serve the built book on http://127.0.0.1:8000 (PORT=...)
 	@test -f $(PAGE) || { echo "There is no book yet: run make book"; exit 1; }
 	@echo "Open http://127.0.0.1:$(PORT) (Ctrl-C stops)"

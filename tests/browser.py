@@ -1,16 +1,11 @@
 """A page of the built book as a reader's browser has it: what it asks for, says, shows and lets one do."""
 
-import functools
-import http.server
 import os
 import re
-import shutil
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 SCHEMES = ("light", "dark")
 WIDTHS = (1280, 390)
 
@@ -40,37 +35,6 @@ AXE = """([context, options]) => axe.run(context, {preload: false, resultTypes: 
 #: Mathematics is for MathJax to render; code is judged once for all pages, by its classes.
 MATHS = {"exclude": [["mjx-container"]]}
 PROSE = {"exclude": [["mjx-container"], ["pre"]]}
-
-
-def find_browser():
-    """The path of an installed Chromium or Chrome, or None."""
-    return next((path for path in map(shutil.which, NAMES) if path), None)
-
-
-@contextmanager
-def served(folder):
-    """The address of a server on loopback that gives out `folder`."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@contextmanager
-def launched(path):
-    """The browser at `path`, without a window."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path)  # waits for debugging on a pipe: no open port
-        yield browser
-        browser.close()
 
 
 def axe_script():

@@ -116,7 +116,8 @@ def html_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def browser():
     """A Chromium or Chrome that is installed here; without one a test is skipped, unless it was promised."""
-    from browser import NAMES, browser_is_promised, find_browser, launched
+    from browser import browser_is_promised
+    from reader import NAMES, find_browser, launched
 
     path = find_browser()
     if not path and browser_is_promised():
@@ -130,7 +131,7 @@ def browser():
 @pytest.fixture(scope="session")
 def site(browser, html_folder):
     """The address at which the built book is served on loopback."""
-    from browser import served
+    from reader import served
 
     with served(html_folder) as address:
         yield address
