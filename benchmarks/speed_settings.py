@@ -12,9 +12,9 @@ TARGETS = ("query-value", "all-linear")
 PRECISIONS = ("fp32", "autocast", "bf16")
 #: Reference points first, then LoRA in the orders in which it is usually met.
 TRAINING = (
-    "full", "floor", "head", "bitfit", "materialised", "teaching", "fast", "peft", "loralib",
+    "full", "floor", "head", "bitfit", "materialised", "teaching", "fast", "fused", "peft", "loralib",
 )  # fmt: skip
-INFERENCE = ("base", "merged", "materialised", "teaching", "fast", "peft", "loralib")
+INFERENCE = ("base", "merged", "materialised", "teaching", "fast", "fused", "peft", "loralib")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ class Setting:
         names = TRAINING if self.phase == "train" else INFERENCE
         left_out = {"head", "bitfit"} if self.layer_sizes else set()
         if self.lora_dropout and self.phase == "train":
-            left_out.add("materialised")  # dropout acts on an input that this form does not have
+            left_out |= {"materialised", "fused"}  # which know no dropout
+        if self.targets != "query-value":
+            left_out.add("fused")  # one function for query, key and value, adapting the first and the last
         return tuple(name for name in names if name not in left_out)
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,15 +15,16 @@ from torch.nn import functional as F
 from transformers import RobertaForSequenceClassification
 
 from lora_tutorial.arithmetic import lora_delta
+from lora_tutorial.attention import LoraRobertaSelfAttention
 from lora_tutorial.config import LoraConfig
 from lora_tutorial.encoders import load_encoder
+from lora_tutorial.fast_attention import use_fast_attention
 from lora_tutorial.fast_layers import FastLoraLinear
 from lora_tutorial.inject import find_targets, inject_lora
 from lora_tutorial.layers import LoraLinear
 from lora_tutorial.merging import lora_modules, merge_lora
 
 DTYPES = {"fp32": torch.float32, "autocast": torch.float32, "bf16": torch.bfloat16}
-Factors = dict[str, tuple[Tensor, Tensor]]
 
 
 class OneLinear(nn.Module):
@@ -62,7 +63,7 @@ class Bench:
     base: nn.Module
     config: LoraConfig
     names: list[str]
-    factors: Factors
+    factors: dict[str, tuple[Tensor, Tensor]]
     batch: dict[str, Tensor]
 
 
@@ -111,13 +112,7 @@ def _batch(setting: Setting, base: nn.Module) -> dict[str, Tensor]:
 
 
 def build(bench: Bench, variant: str) -> nn.Module:
-    """One variant, on the shared base; what it trains is its own copy.
-
-    Raises
-    ------
-    ValueError
-        If there is no such variant.
-    """
+    """One variant, on the shared base; what it trains is its own copy. A wrong name raises ``ValueError``."""
     if variant not in VARIANTS:
         raise ValueError(f"No variant {variant!r}; there are {', '.join(VARIANTS)}.")
     # The same storage, so ten models take the memory of one, but each with its own requires_grad.
@@ -171,6 +166,22 @@ def _ours(kind: type[LoraLinear]) -> Callable[[nn.Module, Bench], nn.Module]:
         return model
 
     return make
+
+
+@torch.no_grad()
+def _fused(model: nn.Module, bench: Bench) -> nn.Module:
+    for name in [n for n in bench.names if n.endswith(".query")]:
+        place = name.removesuffix(".query")
+        attention = LoraRobertaSelfAttention.from_attention(
+            model.get_submodule(place), bench.config.r, bench.config.lora_alpha
+        ).requires_grad_(False)
+        for linear in ("query", "value"):
+            pair = attention.lora_factors()[f"{linear}.weight"]
+            for factor, value in zip(pair, bench.factors[f"{place}.{linear}"], strict=True):
+                factor.copy_(value).requires_grad_(True)
+        parent, _, child = place.rpartition(".")
+        setattr(model.get_submodule(parent), child, attention)
+    return use_fast_attention(model)
 
 
 def _merged(model: nn.Module, bench: Bench) -> nn.Module:
@@ -227,6 +238,7 @@ VARIANTS: dict[str, Callable[[nn.Module, Bench], nn.Module]] = {
     "materialised": _ours(MaterialisedLinear),
     "teaching": _ours(LoraLinear),
     "fast": _ours(FastLoraLinear),
+    "fused": _fused,
     "merged": _merged,
     "peft": _peft,
     "loralib": _loralib,

@@ -28,9 +28,11 @@ class FastLoraLinear(LoraLinear):
     adapters already with `use_fast_layers`. Second derivatives raise ``RuntimeError``: for them, and to
     read, there is `LoraLinear`.
 
-    The order x (W + scaling * B A)', one of those that RunLoRA chooses from (arXiv:2312.03415), is not used:
-    it saves a little only with many more tokens than the layer has inputs, and in lower precision the sum
-    rounds a small update away.
+    On a CPU, with many more tokens than the layer has inputs, the last of the forward products is not taken
+    for each token but once, in W + scaling * B A; with many more than outputs, so it goes backward. (RunLoRA,
+    arXiv:2312.03415, chooses among such orders by their operations.) Neither the whole gradient of that sum
+    is formed then, nor is the sum kept. In lower precision it would round a small update away, so there it
+    is never formed.
     """
 
     @classmethod
@@ -44,20 +46,13 @@ class FastLoraLinear(LoraLinear):
         """Map ``x`` (..., in) to (..., out)."""
         if not self.lora_active:
             return nn.Linear.forward(self, x)
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # which autocast leaves alone
-            x = x.to(torch.get_autocast_dtype(kind))
-            weight_dtype = x.dtype
-        else:
-            weight_dtype = self.weight.dtype
+        x, dtype = in_working_precision(x, self.weight)
         rows = x.reshape(-1, self.in_features)  # (..., in) -> (tokens, in)
         keep, scaling, p = None, self.scaling, self.lora_dropout.p
         if self.training and p:
             keep = torch.empty_like(rows, dtype=torch.bool).bernoulli_(1 - p)
             scaling = scaling / (1 - p)
-        y = _LowRankLinear.apply(
-            rows, self.weight, self.bias, self.lora_A, self.lora_B, scaling, keep, weight_dtype
-        )
+        y = _LowRankLinear.apply(rows, self.weight, self.bias, self.lora_A, self.lora_B, scaling, keep, dtype)
         return y.view(*x.shape[:-1], self.out_features)  # (tokens, out) -> (..., out)
 
 
@@ -71,6 +66,35 @@ def use_fast_layers(model: nn.Module) -> nn.Module:
         if type(module) is LoraLinear:
             module.__class__ = FastLoraLinear
     return model
+
+
+def in_working_precision(x: Tensor, weight: Tensor) -> tuple[Tensor, torch.dtype]:
+    """``x`` and the type of the products: autocast's where that is on, else that of the weight."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:  # which autocast leaves alone
+        return x, weight.dtype
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), dtype
+
+
+def sum_pays(rows: Tensor) -> bool:
+    """Whether forming W + scaling * B A is cheaper than adding the low-rank path's product to every row.
+
+    ``rows`` are (tokens, in) on the way forward, (tokens, out) on the way back. Forming takes r operations
+    and a pass over memory for each of in * out numbers; adding takes the same for tokens * out or
+    tokens * in. The factor 2 is for a new array, which costs more than one that is there.
+    """
+    whole = rows.dtype in (torch.float32, torch.float64)
+    return whole and rows.device.type == "cpu" and len(rows) > 2 * rows.shape[1]
+
+
+def adapted_product(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, h: Tensor | None
+) -> Tensor:
+    """y = x (W + scaling * B A)' + b, (tokens, out); with ``h`` = x A' given, without forming the sum."""
+    if h is None:
+        return F.linear(x, torch.addmm(W, B, A, alpha=scaling), b)
+    return F.linear(x, W, b).addmm_(h, B.T, alpha=scaling)
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -93,10 +117,13 @@ class _LowRankLinear(torch.autograd.Function):
         keep: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        y = F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))  # (tokens, out)
-        h = F.linear(x if keep is None else x * keep, lora_A.to(dtype))  # (tokens, r)
-        y.addmm_(h, lora_B.to(dtype).T, alpha=scaling)
         wants = ctx.needs_input_grad
+        W, A, B = weight.to(dtype), lora_A.to(dtype), lora_B.to(dtype)
+        b = None if bias is None else bias.to(dtype)
+        h, formed = None, keep is None and sum_pays(x)
+        if wants[4] or not formed:
+            h = F.linear(x if keep is None else x * keep, A)  # (tokens, r)
+        y = adapted_product(x, W, b, A, B, scaling, None if formed else h)
         ctx.save_for_backward(
             x if wants[1] or wants[3] else None,
             weight if wants[0] else None,
@@ -114,9 +141,12 @@ class _LowRankLinear(torch.autograd.Function):
         x, weight, lora_A, lora_B, h, keep = ctx.saved_tensors
         wants = ctx.needs_input_grad
         of_x = of_weight = of_bias = of_A = of_B = None
-        if wants[0] or wants[3]:
+        formed = wants[0] and keep is None and sum_pays(grad)
+        if wants[3] or (wants[0] and not formed):
             of_h = grad @ (ctx.scaling * lora_B).to(grad.dtype)  # (tokens, r)
-        if wants[0]:
+        if formed:
+            of_x = grad @ torch.addmm(weight, lora_B, lora_A, alpha=ctx.scaling)  # (tokens, in)
+        elif wants[0]:
             of_x = grad @ weight.to(grad.dtype)  # (tokens, in)
             if keep is None:
                 of_x.addmm_(of_h, lora_A.to(grad.dtype))

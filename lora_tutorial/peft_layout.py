@@ -16,7 +16,13 @@ from lora_tutorial.wrapper import LoraWrapperRoberta
 
 PREFIX = "base_model.model."
 # By name: LoraLinear4bit needs bitsandbytes.
-PLAIN = ("LoraLinear", "FastLoraLinear", "LoraLinear4bit", "LoraRobertaSelfAttention")
+PLAIN = (
+    "LoraLinear",
+    "FastLoraLinear",
+    "LoraLinear4bit",
+    "LoraRobertaSelfAttention",
+    "FastLoraRobertaSelfAttention",
+)
 # What PEFT calls the task of a transformers class, and the heads that it then trains and saves unasked.
 TASKS = {
     "ForSequenceClassification": ("SEQ_CLS", ("classifier", "score")),

@@ -3,7 +3,15 @@
 import pytest
 import torch
 from test_fast_layers import pair
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from lora_tutorial import FastLoraLinear, LoraConfig
+
+
+def half_precision(dtype):
+    """A fast layer on a base of this type."""
+    return FastLoraLinear.from_linear(nn.Linear(24, 17).to(dtype), LoraConfig(r=3))
 
 
 class Arrays(TorchDispatchMode):
@@ -37,6 +45,29 @@ def test_products_write_into_what_is_there():
     teaching, fast = pair()
     assert new_arrays(fast) == (1, 1)
     assert new_arrays(teaching) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "p", "forward", "backward"),
+    [
+        (34, torch.float32, 0.0, 0, 0),
+        (40, torch.float32, 0.0, 0, 1),  # more than twice the 17 outputs
+        (60, torch.float32, 0.0, 1, 1),  # more than twice the 24 inputs
+        (60, torch.float32, 0.3, 0, 0),  # dropout acts on the low-rank path alone
+        (60, torch.bfloat16, 0.0, 0, 0),
+    ],
+)
+def test_the_sum_with_the_weight_is_formed_only_for_many_tokens(tokens, dtype, p, forward, backward):
+    fast = pair(lora_dropout=p)[1] if dtype == torch.float32 else half_precision(dtype)
+    x = torch.randn(tokens, 24, dtype=dtype, requires_grad=True)
+    with Arrays(17, 24) as sums, Arrays(tokens, 17) as outputs:
+        y = fast(x)
+    assert (len(sums.seen), len(outputs.seen)) == (forward, 1)
+    with Arrays(17, 24) as sums:
+        y.backward(torch.randn(tokens, 17).to(dtype))
+    assert len(sums.seen) == backward
+    mask = tokens * 24 if p else 0
+    assert kept(fast, x) == tokens * (24 + 3) * x.element_size() + mask  # the sum is not kept
 
 
 def kept(layer, x, context=None, without=()):

@@ -23,7 +23,7 @@ from speed_settings import TARGETS, Setting
 SIZE = costs.EncoderSize(hidden=24, intermediate=40, layers=3, heads=4)
 BATCH, LENGTH, R = 2, 16, 3
 ADAPTED = {"query-value": costs.QUERY_VALUE, "all-linear": costs.ALL_LINEAR}
-LORA = ("materialised", "teaching", "fast", "peft", "loralib")
+LORA = ("materialised", "teaching", "fast", "fused", "peft", "loralib")
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,9 @@ def gradients(trainer):
     found = {}
     for name, parameter in trainer.model.named_parameters():
         if parameter.grad is not None:
-            found[name.replace(".default.weight", "").replace("_orig_mod.", "")] = parameter.grad
+            # The attention written by hand has lora_query_A where the others have query.lora_A.
+            name = name.replace(".default.weight", "").replace("lora_query_", "query.lora_")
+            found[name.replace("lora_value_", "value.lora_")] = parameter.grad
     x = trainer.bench.batch.get("x")
     return found if x is None else found | {"x": x.grad.clone()}
 

@@ -30,6 +30,7 @@ def test_quick_writes_whole_records_once(tmp_path, threads, capsys):
     layer, model = speed_records(folder=tmp_path)
     assert layer["setting"] == plan("quick")[0].to_dict() and model["setting"] == plan("quick")[1].to_dict()
     assert list(model["summary"]) == model["variants"] == list(TRAINING)
+    assert set(TRAINING) - set(layer["variants"]) == {"head", "bitfit", "fused"}
     for record in (layer, model):
         assert record["hardware"]["threads"] == 1 and record["versions"]["loralib"] == "0.1.2"
         for variant, phases in record["seconds"].items():
@@ -153,7 +154,8 @@ def test_plans_have_no_two_settings_of_one_name_and_cover_what_they_promise(devi
 def test_which_variants_a_setting_has():
     assert Setting().variants == TRAINING and Setting(phase="infer").variants == INFERENCE
     layer = Setting(model="linear-8-6", targets="all-linear", lora_dropout=0.1)
-    assert set(TRAINING) - set(layer.variants) == {"head", "bitfit", "materialised"}
+    assert set(TRAINING) - set(layer.variants) == {"head", "bitfit", "materialised", "fused"}
+    assert set(TRAINING) - set(Setting(targets="all-linear").variants) == {"fused"}
     (only,) = grid(model=["linear-8-6"], targets=["query-value", "all-linear"])
     assert only.targets == "all-linear"
     with pytest.raises(ValueError, match="No such setting: rank"):
