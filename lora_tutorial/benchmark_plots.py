@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -14,9 +14,10 @@ from lora_tutorial.figures import AXIS, OKABE_ITO, ROLES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from lora_tutorial.results import RunRecord
     from lora_tutorial.scoreboard import Board
 
-__all__ = ["STYLES", "learning_curves", "score_against_parameters"]
+__all__ = ["STYLES", "learning_curves", "run_curves", "score_against_parameters", "spread_apart"]
 
 # A method's colour, marker and line: no reader depends on the colour alone.
 STYLES: dict[str, tuple[str, str, str]] = {
@@ -128,4 +129,30 @@ def learning_curves(board: Board, titles: Mapping[str, str], columns: int = 3) -
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     _legend(fig, _methods(board))
+    return fig
+
+
+def run_curves(records: Iterable[RunRecord]) -> Figure:
+    """Draw the main score, times 100, of single runs of one task against optimiser steps, all in one panel.
+
+    At its right end each line says method, learning rate and seed.
+    """
+    fig, axis = plt.subplots(figsize=(6.8, 4.2))
+    ends = []
+    for record in records:
+        colour, marker, line = STYLES[record.config["method"]]
+        steps = [epoch["step"] for epoch in record.epochs]
+        scores = [100 * epoch["scores"][record.main_score] for epoch in record.epochs]
+        axis.plot(steps, scores, line, color=colour, marker=marker, markersize=4, linewidth=1.6, alpha=0.85)
+        name = f"{record.config['method']}, {record.recipe['learning_rate']:g}, seed {record.seed}"
+        ends.append((name, steps[-1], scores[-1]))
+    axis.axhline(0, color=AXIS, linewidth=1, linestyle=":")
+    low, high = axis.get_ylim()
+    longest = max(step for _, step, _ in ends)
+    for length in {step for _, step, _ in ends}:  # labels can only touch where lines end together
+        together = [(name, score) for name, step, score in ends if step == length]
+        heights = spread_apart([score for _, score in together], 0.045 * (high - low))
+        for (name, score), height in zip(together, heights, strict=True):
+            axis.annotate(name, (length, score), (length + 0.015 * longest, height), va="center", fontsize=8)
+    axis.set(xlabel="optimiser steps", ylabel="main score × 100", xlim=(0, 1.3 * longest))
     return fig

@@ -112,8 +112,8 @@ def beside_published(
 ) -> list[dict[str, Any]]:
     """The rows of a table in percent: our means by method, then the published figures of the same score.
 
-    Each row has ``task``, ``score``, ``seeds`` (how many of the cell with the fewest), one entry a method
-    that any task has, and one a published row. What is missing is ``None``.
+    Each row has ``task``, ``score``, ``rows`` (trained on), ``seeds`` (how many of the cell with the fewest),
+    one entry a method that any task has, and one a published row. What is missing is ``None``.
     """
     published = list(published)
     methods = [m for m in METHOD_ORDER if any(m in cells for cells in board.values())]
@@ -121,6 +121,7 @@ def beside_published(
     for task, cells in board.items():
         main = next(iter(cells.values())).records[0].main_score
         row: dict[str, Any] = {"task": task, "score": main}
+        row["rows"] = max(r.identity["examples"] for cell in cells.values() for r in cell.records)
         row["seeds"] = min(len(cell.records) for cell in cells.values())
         row |= {m: 100 * cells[m].mean() if m in cells else None for m in methods}
         row |= {name: PUBLISHED_GLUE[name].scores.get(task, {}).get(main) for name in published}

@@ -15,6 +15,7 @@ def run(task="mrpc", method="lora", seed=0, scores=(0.6, 0.8, 0.7), **changes):
         config={"task": task, "method": method, "encoder": "minilm", "lora_rank": 8, "data_sha256": "d"},
         recipe={"epochs": 3, "batch_size": 16, "max_examples": 8000, "max_length": 128, "learning_rate": 0.1},
         seed=seed,
+        identity={"examples": 3668},
         status="finished",
         main_score=main,
         trainable_parameters={"head": 1_538, "lora": 75_266, "full": 22_567_298}[method],
@@ -70,7 +71,7 @@ def test_gap_is_in_points_and_needs_both_methods(board):
 def test_published_figures_stand_beside_ours(board):
     rte, mrpc = beside_published(board)
     assert mrpc["lora"] == pytest.approx(75) and mrpc["full"] == pytest.approx(75)
-    assert (mrpc["seeds"], mrpc["score"]) == (1, "accuracy")
+    assert (mrpc["rows"], mrpc["seeds"], mrpc["score"]) == (3668, 1, "accuracy")
     assert (mrpc["paper LoRA"], mrpc["paper full*"], mrpc["tutorial"]) == (89.7, 90.2, 88.48)
     assert rte["full"] is None and rte["tutorial"] == 74.01
     wnli = beside_published(collect([run("wnli")], ["wnli"]))[0]
@@ -123,3 +124,14 @@ def test_both_figures_show_what_the_board_holds(board):
     assert list(lora.get_ydata()) == pytest.approx([55, 85, 75])
     band = mrpc.collections[1].get_paths()[0].vertices  # head, lora, full
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((50, 90))
+
+
+def test_each_run_is_a_line_with_its_name():
+    from lora_tutorial.benchmark_plots import run_curves
+
+    one, other = run("cola", scores=(0, 0.1, 0.2)), run("cola", "full", seed=1, scores=(0.1, 0.1, 0.2))
+    (axis,) = run_curves([one, other]).axes
+    assert [list(line.get_ydata()) for line in axis.lines[:2]] == [[0, 10, 20], [10, 10, 20]]
+    assert [text.get_text() for text in axis.texts] == ["lora, 0.1, seed 0", "full, 0.1, seed 1"]
+    heights = [text.xyann[1] for text in axis.texts]
+    assert heights[0] != heights[1] and sum(heights) == pytest.approx(40)
