@@ -6,13 +6,14 @@ import pytest
 import torch
 from test_attention import batch, by_hand, encoder  # noqa: F401 - batch is a fixture
 from test_fast_layers import assert_same
-from test_fast_layers_memory import kept
+from test_fast_layers_memory import Arrays, kept
 from torch.utils.checkpoint import checkpoint
 
 from lora_tutorial import disable_lora, lora_modules, merge_lora, unload_lora, unmerge_lora
 from lora_tutorial.attention import LoraRobertaSelfAttention
 from lora_tutorial.fast_attention import FastLoraRobertaSelfAttention, use_fast_attention
 from lora_tutorial.inject import freeze_parameters_except_lora_and_bias
+from lora_tutorial.peft_layout import peft_layout
 
 
 def pair(implementation="sdpa", dtype=torch.float32, bias="none"):
@@ -103,6 +104,29 @@ def test_it_keeps_what_the_teaching_form_keeps_and_less_under_autocast():
     assert kept(fast, x) == kept(teaching, x)
     context = torch.autocast("cpu", torch.bfloat16)
     assert kept(fast, x, context) < 0.7 * kept(teaching, x, context)
+
+
+@pytest.mark.parametrize(("tokens", "sums"), [(5, 0), (30, 2)])
+def test_the_sums_with_the_weights_are_formed_only_for_many_tokens(tokens, sums):
+    _, fast, x = attention(tokens=tokens)
+    with Arrays(24, 24) as formed:
+        fast(x)
+    weights = {p.untyped_storage().data_ptr() for p in fast.parameters()}  # square, so transposed ones count
+    assert len(formed.seen.keys() - weights) == sums
+
+
+def test_for_peft_it_is_what_the_teaching_form_is():
+    teaching, fast = (peft_layout(model) for model in pair())
+    assert fast.settings == teaching.settings and fast.tensors.keys() == teaching.tensors.keys()
+    assert all(torch.equal(fast.tensors[n], t) for n, t in teaching.tensors.items())
+
+
+@pytest.mark.slow
+def test_compiled_it_computes_the_same(batch):  # noqa: F811
+    _, fast = pair()
+    compiled = torch.compile(fast.eval(), backend="aot_eager")
+    found = {n.removeprefix("_orig_mod."): v for n, v in run(compiled, batch).items()}
+    assert_same(found, run(fast, batch), 1e-6)
 
 
 def test_switched_off_merged_and_with_weights_that_train_it_is_the_teaching_form(batch):  # noqa: F811
