@@ -8,6 +8,9 @@ from pathlib import Path
 
 SCHEMES = ("light", "dark")
 WIDTHS = (1280, 390)
+VIEWS = [(scheme, width) for width in WIDTHS for scheme in SCHEMES]
+#: What axe-core looks at, and at what: barriers but for contrast do not depend on the view.
+AUDITED = {("dark", 390): {}, ("light", 1280): {"runOnly": ["color-contrast"]}}
 
 #: Where a page is wider than the window: what the window would scroll by, and what is cut off unseen.
 SIDEWAYS = """() => {
@@ -32,9 +35,13 @@ AXE = """([context, options]) => axe.run(context, {preload: false, resultTypes: 
   .then(result => result.violations.filter(v => ["serious", "critical"].includes(v.impact)).flatMap(
     v => v.nodes.slice(0, 3).map(
       n => `${v.id}: ${n.target} ${n.html.slice(0, 90)} ${n.any[0]?.message ?? ""}`)))"""
-#: Mathematics is for MathJax to render; code is judged once for all pages, by its classes.
-MATHS = {"exclude": [["mjx-container"]]}
-PROSE = {"exclude": [["mjx-container"], ["pre"]]}
+#: Mathematics is MathJax's to render.
+PROSE = {"exclude": [["mjx-container"]]}
+#: Thousands of coloured tokens would make axe-core slow; their colours are judged once for all pages.
+SLIM = """() => {
+  for (const code of document.querySelectorAll("pre")) code.textContent = code.textContent;
+  for (const formula of document.querySelectorAll("mjx-container")) formula.replaceChildren();
+}"""
 
 
 def axe_script():
@@ -50,11 +57,16 @@ def audit(page, context=PROSE, **options):
 
 
 @contextmanager
-def opened(browser, site, name, **options):
-    """A fresh tab on page `name`, with its console's errors and the requests that would leave `site`."""
-    context = browser.new_context(viewport={"width": WIDTHS[0], "height": 900}, **options)
+def opened(browser, site, name, scheme="light"):
+    """A new tab on page `name`, with its console's errors and the requests that would leave `site`.
+
+    All tabs share one context, so that scripts and fonts are loaded once.
+    """
+    context = browser.contexts[0] if browser.contexts else browser.new_context()
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page, errors, outside = context.new_page(), [], []
+    page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+    page.emulate_media(color_scheme=scheme)
     page.on("console", lambda message: message.type == "error" and errors.append(message.text))
     page.on("pageerror", lambda error: errors.append(str(error)))
 
@@ -65,8 +77,9 @@ def opened(browser, site, name, **options):
     page.route(lambda url: not url.startswith((f"{site}/", "data:", "blob:")), guard)
     page.goto(f"{site}/{name}", wait_until="load")
     page.evaluate("() => window.MathJax?.startup?.promise")
+    page.add_style_tag(content="* { transition: none !important }")  # no colour is caught on its way
     yield page, errors, outside
-    context.close()
+    page.close()
 
 
 @dataclass
@@ -92,21 +105,25 @@ def visit(browser, site, name, axe):
         found.boxes, found.stuck = open_boxes(page)
         found.copies = list(copies(page))
         found.sliders = list(sliders(page))
+        for scheme, width in VIEWS:
+            show(page, scheme, width)
+            found.sideways[scheme, width] = page.evaluate(SIDEWAYS)
+        page.evaluate(SLIM)
         page.evaluate(axe)
-        for width in WIDTHS:
-            page.set_viewport_size({"width": width, "height": 900})
-            page.wait_for_timeout(400)  # the theme makes what scrolls reachable by Tab, 300 ms after a change
-            for scheme in SCHEMES:
-                page.emulate_media(color_scheme=scheme)
-                page.wait_for_function(
-                    "scheme => document.documentElement.dataset.theme === scheme", arg=scheme
-                )
-                found.sideways[scheme, width] = page.evaluate(SIDEWAYS)
-                if (scheme, width) in {("light", 1280), ("dark", 390)}:
-                    found.serious[scheme, width] = audit(page)
-        found.serious["code"] = audit(page, MATHS, runOnly=["scrollable-region-focusable"])
+        for (scheme, width), options in AUDITED.items():
+            show(page, scheme, width)
+            found.serious[scheme, width] = audit(page, **options)
         found.errors, found.outside = list(errors), list(outside)
     return found
+
+
+def show(page, scheme, width):
+    """Give the window a width and the page a colour scheme."""
+    if page.viewport_size["width"] != width:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(400)  # the theme makes what scrolls reachable by Tab, 300 ms after a change
+    page.emulate_media(color_scheme=scheme)
+    page.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=scheme)
 
 
 def open_boxes(page):
@@ -127,9 +144,8 @@ TITLE = """el => el.closest("details, .toggle").textContent.trim().slice(0, 60)"
 
 
 def copies(page):
-    """Press the first and the last copy button: (what the clipboard has, the code beside the button)."""
-    buttons = page.query_selector_all("article button.copybtn")
-    for button in {id(button): button for button in buttons[:1] + buttons[-1:]}.values():
+    """Press the last copy button: (what the clipboard has, the code beside the button)."""
+    for button in page.query_selector_all("article button.copybtn")[-1:]:
         code = button.evaluate("el => el.closest('.highlight').querySelector('pre').textContent")
         page.evaluate("navigator.clipboard.writeText('')")
         button.focus()
