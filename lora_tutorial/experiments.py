@@ -206,7 +206,8 @@ def run_experiment(
         **options,
     )
     wanted = reading.splits if every_split else (final,)
-    splits = {split: reading.score(model, split) for split in wanted}
+    known = record.last["scores"] if record.last else None
+    splits = {split: reading.score(model, split, known) for split in wanted}
     scores["trained"] = splits[final]["scores"]
     record.extra |= {"scored_on": final, "scores": scores, "splits": splits}
     if output_dir is not None:

@@ -114,6 +114,8 @@ class SquadScorer:
     ----------
     answers
         Of the reported questions, after a call.
+    scores
+        Of the last call.
     threshold
         The one chosen last, with its F1 on the held-out questions; ``None`` for v1.
 
@@ -144,6 +146,7 @@ class SquadScorer:
             )
         self.task, self.reported, self.held_out = task, reported, held_out
         self.answers: list[Answer] = []
+        self.scores: dict[str, float] = {}
         self.threshold: Threshold | None = None
         self._held_out_reader = None
         if held_out is not None:
@@ -153,6 +156,10 @@ class SquadScorer:
 
     def __call__(self, model: nn.Module, accelerator: Accelerator | None = None) -> dict[str, float]:
         """The metric's scores; for v2 the threshold used comes along as ``threshold``."""
+        self.scores = self._score(model, accelerator)
+        return dict(self.scores)
+
+    def _score(self, model: nn.Module, accelerator: Accelerator | None) -> dict[str, float]:
         if self._held_out_reader is not None:
             golds = [answers["text"] for answers in self.held_out["answers"]]
             self.threshold = choose_threshold(self._held_out_reader(model, accelerator), golds)

@@ -16,6 +16,7 @@ from lora_tutorial.grid import Grid, held_out_split
 from lora_tutorial.reading import answers_hash, make_reading, tokenize_rows
 from lora_tutorial.recipes import load_recipe
 from lora_tutorial.results import load_record
+from lora_tutorial.squad_scoring import SquadScorer
 from lora_tutorial.tasks import load_task
 
 pytest_plugins = ["bench_fixtures"]
@@ -77,6 +78,20 @@ def test_a_grid_of_questions_trains_scores_and_keeps_an_adapter(source, tiny, ar
         reading = make_reading(loaded, tokenizer, recipe, 0, tokens)
         again = reading.score(load_adapter(adapter), "validation")
         assert again == json.loads(json.dumps(split)), "the adapter gives the record's answers"
+
+
+def test_what_training_ended_with_is_read_once(source, tiny, monkeypatch):
+    calls = []
+    original = SquadScorer._score
+    monkeypatch.setattr(SquadScorer, "_score", lambda *a: calls.append(a) or original(*a))
+    experiment = Experiment(load_recipe("cpu", "squad", epochs=2), "squad", tiny, "lora", str(source))
+    done = run_experiment(experiment, progress=False, cpu=True)
+    assert len(calls) == 2, "once an epoch"
+    split = done.record.extra["splits"]["validation"]
+    loaded, tokenizer = done.loaded, load_tokenizer(tiny)
+    tokens = tokenize_rows(loaded, tokenizer, experiment.recipe)
+    reading = make_reading(loaded, tokenizer, experiment.recipe, 0, tokens)
+    assert reading.score(done.model, "validation", split["scores"]) == split and len(calls) == 3
 
 
 def test_the_recipes_attention_dropout_reaches_each_layer(source, tiny, monkeypatch):
