@@ -58,7 +58,10 @@ def linear_flops(tokens: int, n_in: int, n_out: int, trains: bool, passes: bool)
 
 
 def lora_flops(tokens: int, n_in: int, n_out: int, r: int, passes: bool) -> Flops:
-    """The low-rank path alone: two thin products forward; backward two for the factors, one or two beyond."""
+    """The low-rank path alone: two thin products forward; backward three, and one more to pass on a gradient.
+
+    `FastLoraLinear` takes fewer with many tokens, where it forms the sum of weight and update.
+    """
     by_A, by_B = 2 * tokens * r * n_in, 2 * tokens * r * n_out
     return Flops(by_A + by_B, 2 * by_B + by_A * (1 + passes))
 

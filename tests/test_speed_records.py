@@ -68,6 +68,9 @@ def test_sums_are_quartiles_of_what_happened_within_a_round():
     assert summary["fast"]["own"] == [4, 4, 6] and summary["peft"]["own"] == [10, 10, 15]
     assert summary["fast"]["own_to_peft"] == [0.4, 0.4, 0.4]
     assert "own" not in summary["floor"]
+    # One round in which PEFT happened to cost next to nothing: medians first, then their ratio.
+    summary = speed_measure.summarise(times(floor=[10, 10, 10], peft=[20, 11, 30], fast=[14, 16, 15]))
+    assert summary["fast"]["own_to_peft"][1] == 0.5
 
 
 def test_the_optimizers_step_is_not_the_layers_own_cost_but_is_told():
