@@ -18,7 +18,7 @@ NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeou
 BUILD := $(BIN)/jupyter-book build . -W -n --keep-going
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test check lint format refresh repository pdf clean distclean
+.PHONY: help setup book serve test check lint format refresh colab repository pdf clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -71,6 +71,9 @@ lint: $(READY)  ## ruff on code and notebooks, spelling, and the rules every cha
 format: $(READY)  ## let ruff lay out code and notebooks
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+colab: $(READY)  ## run a chapter without the checkout, libraries at their floors: minutes (CHAPTER=...)
+	@$(BIN)/python tools/colab.py '$(CHAPTER)'
 
 refresh: $(READY)  ## execute a chapter and store its outputs (CHAPTER=05_lora_linear)
 	@$(CHAPTER_ENV) $(BIN)/python tools/refresh.py '$(CHAPTER)'
