@@ -73,15 +73,21 @@ def test_it_is_small_and_its_card_says_what_its_record_does(task):
     assert not re.search(r"(/\w+){2,}/|[A-Z]:\\", described.replace("benchmarks/results/", ""))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", TABLES)
-def test_its_score_comes_out_again(task, data_folder):
+def opened(task, data_folder):
+    """What scoring a shipped adapter takes: its data (the record's own), record, tokenizer, length."""
     loaded, record = data_of(task, data_folder), record_of(SHIPPED[task])
     assert data_hash(loaded.data) == record.config["data_sha256"], "other data than the record's"
     settings, _ = read_adapter(SHIPPED[task])
     tokenizer = load_tokenizer(settings["base"]["name"])
+    return loaded, record, tokenizer, settings["metadata"]["max_length"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TABLES)
+def test_its_score_comes_out_again(task, data_folder):
+    loaded, record, tokenizer, max_length = opened(task, data_folder)
     rows = LoadedTask(loaded.task, type(loaded.data)(validation=loaded.data["validation"]))
-    tokens = tokenize(rows, tokenizer, settings["metadata"]["max_length"])["validation"]
+    tokens = tokenize(rows, tokenizer, max_length)["validation"]
     loader = make_loader(tokens, tokenizer, EVALUATION_BATCH, sort_by_length=True)
     lengths = [len(ids) for ids in tokens["input_ids"]]
     metric = load_metric(loaded.task.metric)
@@ -95,13 +101,10 @@ def test_its_score_comes_out_again(task, data_folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", READERS)
 def test_it_answers_some_hundred_questions_about_as_well_as_its_record_says(task, data_folder):
-    loaded, record = data_of(task, data_folder), record_of(SHIPPED[task])
-    assert data_hash(loaded.data) == record.config["data_sha256"], "other data than the record's"
-    settings, _ = read_adapter(SHIPPED[task])
-    tokenizer = load_tokenizer(settings["base"]["name"])
+    loaded, record, tokenizer, max_length = opened(task, data_folder)
     rows = loaded.data["validation"].shuffle(seed=0).select(range(QUESTIONS))
     expected = record.extra["splits"]["validation"]["scores"]
-    reader = Reader(rows, tokenizer, settings["metadata"]["max_length"], OVERLAP, EVALUATION_BATCH)
+    reader = Reader(rows, tokenizer, max_length, OVERLAP, EVALUATION_BATCH)
     answers = reader(load_adapter(SHIPPED[task]))
     predictions = [{"id": answer.id, "prediction_text": answer.text()} for answer in answers]
     options = {}
