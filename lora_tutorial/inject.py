@@ -52,7 +52,13 @@ def inject_lora(
     saved = matching_modules(model, config.modules_to_save, "modules_to_save")
     targets = find_targets(model, config)
     linears = {name: model.get_submodule(name) for name in targets}
-    made = {linear: make(linear, config) for linear in dict.fromkeys(linears.values())}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        made = {linear: make(linear, config) for linear in dict.fromkeys(linears.values())}
+    except Exception:  # ``make`` freezes as it goes; a refusal leaves the model as it was
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        raise
     for name, linear in linears.items():  # a layer used under two names stays one layer
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, made[linear])

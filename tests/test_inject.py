@@ -223,3 +223,17 @@ def test_mode_device_and_parameters_are_kept(model):
     new = model.blocks[0].query
     assert new.weight is query.weight and new.bias is query.bias and not new.training
     assert not new.lora_dropout.training
+
+
+def test_a_layer_that_make_refuses_leaves_the_model_untouched(model):
+    model.blocks[0].key.requires_grad_(False)
+    flags = [p.requires_grad for p in model.parameters()]
+
+    def make(linear, config):
+        if linear is model.mix:
+            raise TypeError("not this one")
+        return LoraLinear.from_linear(linear, config)
+
+    with pytest.raises(TypeError, match="not this one"):
+        inject_lora(model, LoraConfig(r=2, target_modules=["query", "mix"]), make)
+    assert not adapted(model) and [p.requires_grad for p in model.parameters()] == flags
