@@ -47,13 +47,11 @@ class FastLoraLinear(LoraLinear):
         if not self.lora_active:
             return nn.Linear.forward(self, x)
         x, dtype = in_working_precision(x, self.weight)
-        rows = x.reshape(-1, self.in_features)  # (..., in) -> (tokens, in)
         keep, scaling, p = None, self.scaling, self.lora_dropout.p
         if self.training and p:
-            keep = torch.empty_like(rows, dtype=torch.bool).bernoulli_(1 - p)
+            keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p).view(-1, self.in_features)
             scaling = scaling / (1 - p)
-        y = _LowRankLinear.apply(rows, self.weight, self.bias, self.lora_A, self.lora_B, scaling, keep, dtype)
-        return y.view(*x.shape[:-1], self.out_features)  # (tokens, out) -> (..., out)
+        return _LowRankLinear.apply(x, self.weight, self.bias, self.lora_A, self.lora_B, scaling, keep, dtype)
 
 
 def use_fast_layers(model: nn.Module) -> nn.Module:
@@ -100,7 +98,7 @@ def adapted_product(
 class _LowRankLinear(torch.autograd.Function):
     """y = x W' + b + scaling * x A' B', and its first derivatives.
 
-    ``x`` is (tokens, in), ``keep`` the inputs that dropout leaves to the low-rank path, (tokens, in) or None.
+    ``x`` is (..., in), ``keep`` the inputs that dropout leaves to the low-rank path, (tokens, in) or None.
     Parameters are saved as they are and converted where they are used, so a half precision copy of the weight
     lives only as long as one product.
     """
@@ -117,7 +115,8 @@ class _LowRankLinear(torch.autograd.Function):
         keep: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        wants = ctx.needs_input_grad
+        wants, shape = ctx.needs_input_grad, x.shape
+        x = x.reshape(-1, shape[-1])  # (..., in) -> (tokens, in); here autograd keeps no account of it
         W, A, B = weight.to(dtype), lora_A.to(dtype), lora_B.to(dtype)
         b = None if bias is None else bias.to(dtype)
         h, formed = None, keep is None and sum_pays(x)
@@ -132,18 +131,19 @@ class _LowRankLinear(torch.autograd.Function):
             h if wants[4] else None,
             keep if wants[0] or wants[3] else None,
         )
-        ctx.scaling = scaling
-        return y
+        ctx.scaling, ctx.shape = scaling, shape
+        return y.view(*shape[:-1], len(weight))  # (tokens, out) -> (..., out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, lora_A, lora_B, h, keep = ctx.saved_tensors
         wants = ctx.needs_input_grad
+        grad = grad.reshape(-1, grad.shape[-1])  # (..., out) -> (tokens, out)
         of_x = of_weight = of_bias = of_A = of_B = None
         formed = wants[0] and keep is None and sum_pays(grad)
         if wants[3] or (wants[0] and not formed):
-            of_h = grad @ (ctx.scaling * lora_B).to(grad.dtype)  # (tokens, r)
+            of_h = (grad @ lora_B.to(grad.dtype)).mul_(ctx.scaling)  # (tokens, r)
         if formed:
             of_x = grad @ torch.addmm(weight, lora_B, lora_A, alpha=ctx.scaling)  # (tokens, in)
         elif wants[0]:
@@ -159,5 +159,6 @@ class _LowRankLinear(torch.autograd.Function):
         if wants[3]:
             of_A = of_h.T @ (x if keep is None else x * keep)  # (r, in)
         if wants[4]:
-            of_B = ((ctx.scaling * h).T @ grad).T  # (r, out) -> (out, r): BLAS is faster this way round
+            of_B = grad.T @ (ctx.scaling * h)  # (out, r)
+        of_x = None if of_x is None else of_x.view(ctx.shape)  # (tokens, in) -> (..., in)
         return of_x, of_weight, of_bias, of_A, of_B, None, None, None
