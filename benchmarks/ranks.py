@@ -199,15 +199,18 @@ def best_rate(records: Iterable[RunRecord]) -> float:
 
 
 def plan(lora: float, full: float) -> list[Run]:
-    """Every run at the rates chosen, in order of importance."""
-    both = (("lora", lora), ("full", full))
-    little = [Run(method, rate, seed, n) for seed in SEEDS for n in EPOCHS for method, rate in both]
-    ranks = [Run("lora", lora, seed, r=r) for seed in SEEDS for r in RANKS]
-    places = [Run("lora", lora, seed, r=r, place=p) for seed in SEEDS for p, r in MATCHED.items()]
+    """Every run at the rates chosen, in order of importance; the third seed of each comes last."""
+
+    def repeated(seed: int) -> list[Run]:
+        little = [Run(m, rate, seed, n) for n in EPOCHS for m, rate in (("lora", lora), ("full", full))]
+        ranks = [Run("lora", lora, seed, r=r) for r in RANKS]
+        return little + ranks + [Run("lora", lora, seed, r=r, place=p) for p, r in MATCHED.items()]
+
     rules = [Run("lora", lora, r=r, rule="rslora") for r in (8, 64)]
     scales = {8: (SCALE / 3, SCALE, SCALE * 3), 64: (SCALE / 3, SCALE)}
     grid = [Run("lora", lr, r=r, scale=s) for r in scales for s in scales[r] for lr in RATES["lora"][:3]]
-    return list(dict.fromkeys([*little, *ranks, *places, *rules, *grid]))
+    first, second, third = map(repeated, SEEDS)
+    return list(dict.fromkeys([*first, *second, *rules, *grid, *third]))
 
 
 def main(arguments: list[str] | None = None) -> None:
