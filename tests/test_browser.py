@@ -64,6 +64,47 @@ def test_sliders_move_by_keyboard(seen):
         assert after.strip() and after != before
 
 
+def focus_by_tab(page, selector):
+    """Press Tab until the focus is on what `selector` names, at most twelve times."""
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    pytest.fail(f"Tab does not come to {selector}")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_self_checks_explain_and_confirm_by_keyboard(browser, site, axe, scheme):
+    with opened(browser, site, "book/02_low_rank_math.html#check-yourself", scheme) as (page, errors, _):
+        count, pick, *_ = page.query_selector_all(".self-check")
+
+        def said(check):
+            return check.query_selector("[role=status]").inner_text()
+
+        focus_by_tab(page, ".self-check input[type=text]")
+        page.keyboard.type("448")
+        page.keyboard.press("Enter")
+        assert said(count).startswith("Not yet. That is what is stored.")
+        page.keyboard.press("Control+a")
+        page.keyboard.type("432")
+        assert said(count) == ""
+        page.keyboard.press("Enter")
+        assert said(count).startswith("Right. r (m + n − r)")
+
+        focus_by_tab(page, ".self-check input[type=radio]")
+        page.keyboard.press("Enter")
+        assert said(pick) == "Choose an answer first."
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        assert said(pick).startswith("Not yet. The gradient of A contains B")
+        page.keyboard.press("ArrowUp")
+        focus_by_tab(page, ".self-check button")
+        page.keyboard.press("Space")
+        assert said(pick).startswith("Right. Its gradient is s G Aᵀ")
+        page.evaluate(axe)
+        assert audit(page, ".self-check") == [] and errors == []
+
+
 @pytest.mark.parametrize(("scheme", "width"), VIEWS)
 def test_first_page_has_no_serious_barrier_in_any_view(browser, site, axe, scheme, width):
     with opened(browser, site, "book/index.html", scheme=scheme) as (page, _, _):

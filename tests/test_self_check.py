@@ -72,6 +72,7 @@ def test_every_answer_is_explained_without_javascript_and_one_is_right():
             answers - 1
         )
     tree = Tree(page_of(asked(right="`B` is frozen")))
+    assert [field["value"] for field in tree.all("input")] == [item["data-value"] for item in tree.all("li")]
     assert ["data-right" in item for item in tree.all("li")] == [False, True]
 
 
