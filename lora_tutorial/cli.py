@@ -39,7 +39,7 @@ def main() -> None:
 @app.command()
 def train(
     task: Annotated[
-        str, typer.Option(help="reviews, products, editorials, tweets, or a GLUE task.")
+        str, typer.Option(help="reviews, a GLUE task, or a CSV file (columns text, label).")
     ] = "reviews",
     encoder: Annotated[
         str, typer.Option(help="minilm, roberta-base, or a RoBERTa checkpoint's folder.")
@@ -75,7 +75,7 @@ def train(
     changes = {key: value for key, value in changes.items() if value is not None}
     first = None if start is None else read_adapter(start)[0]["metadata"].get("task", start.name)
     chosen = load_recipe(recipe, task, start_from=first, **changes)
-    folder = out or Path("runs") / f"{task}-{Path(encoder).name}-{method}-{recipe}-seed{seed}"
+    folder = out or Path("runs") / f"{Path(task).stem}-{Path(encoder).name}-{method}-{recipe}-seed{seed}"
     if (folder / "record.json").exists() and not resume:
         raise FileExistsError(
             f"{folder} holds a run; add --resume to go on, or name another folder with --out."

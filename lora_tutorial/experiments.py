@@ -24,6 +24,7 @@ from lora_tutorial.reading import make_reading, tokenize_rows
 from lora_tutorial.recipes import Recipe
 from lora_tutorial.results import RunRecord
 from lora_tutorial.tasks import LoadedTask, Task, load_task
+from lora_tutorial.text_file import is_text_file, task_from_file
 from lora_tutorial.training import seed_everything, train
 from lora_tutorial.wrapper import LoraWrapperRoberta
 
@@ -86,7 +87,7 @@ class Experiment:
     """What one run is made of; everything that a record needs to be repeated."""
 
     recipe: Recipe
-    task: str = "reviews"
+    task: str = "reviews"  # or the path of a reader's file, see `task_from_file`
     encoder: str = "minilm"
     method: str = "lora+bias+norm"
     source: str = "auto"
@@ -118,7 +119,7 @@ def describe(experiment: Experiment, data_sha256: str, base_sha256: str) -> dict
     """The configuration that a record keeps: names without this machine's paths, and two hashes."""
     folder = os.path.isdir(experiment.encoder)
     return {
-        "task": experiment.task,
+        "task": Path(experiment.task).stem if is_text_file(experiment.task) else experiment.task,
         "source": Path(experiment.source).name,
         "encoder": Path(experiment.encoder).name if folder else experiment.encoder,
         "method": experiment.method,
@@ -133,6 +134,12 @@ def describe(experiment: Experiment, data_sha256: str, base_sha256: str) -> dict
 def encoder_hash(encoder: nn.Module) -> str:
     """SHA-256 of an encoder's own parameters, whatever adapters it has; see `parameters_hash`."""
     return parameters_hash(encoder, factor_names(encoder))
+
+
+def _load(experiment: Experiment) -> LoadedTask:
+    if is_text_file(experiment.task):
+        return task_from_file(experiment.task)
+    return load_task(experiment.task, experiment.source)
 
 
 def run_experiment(
@@ -172,7 +179,7 @@ def run_experiment(
             f"The recipe starts from {experiment.recipe.start_from!r} and start={experiment.start!r}: a run "
             "needs the task's name and its adapter's folder, or neither (start_from=None)."
         )
-    loaded = prepared.loaded if prepared else load_task(experiment.task, experiment.source)
+    loaded = prepared.loaded if prepared else _load(experiment)
     settings = {key: getattr(experiment, key) for key in ("lora_rank", "lora_alpha", "head")}
     model = build_model(loaded.task, experiment.method, experiment.encoder, experiment.seed, **settings)
     if experiment.recipe.attention_dropout is not None:
