@@ -146,7 +146,8 @@ def run_curves(records: Iterable[RunRecord]) -> Figure:
         axis.plot(steps, scores, line, color=colour, marker=marker, markersize=4, linewidth=1.6, alpha=0.85)
         name = f"{record.config['method']}, {record.recipe['learning_rate']:g}, seed {record.seed}"
         ends.append((name, steps[-1], scores[-1]))
-    axis.axhline(0, color=AXIS, linewidth=1, linestyle=":")
+    if axis.get_ylim()[0] < 10:  # scores near nothing: show where nothing is
+        axis.axhline(0, color=AXIS, linewidth=1, linestyle=":")
     low, high = axis.get_ylim()
     longest = max(step for _, step, _ in ends)
     for length in {step for _, step, _ in ends}:  # labels can only touch where lines end together
