@@ -207,8 +207,10 @@ def plan(lora: float, full: float) -> list[Run]:
         return little + ranks + [Run("lora", lora, seed, r=r, place=p) for p, r in MATCHED.items()]
 
     rules = [Run("lora", lora, r=r, rule="rslora") for r in (8, 64)]
-    scales = {8: (SCALE / 3, SCALE, SCALE * 3), 64: (SCALE / 3, SCALE)}
-    grid = [Run("lora", lr, r=r, scale=s) for r in scales for s in scales[r] for lr in RATES["lora"][:3]]
+    low, middle, high, highest = RATES["lora"]
+    points = [(8, SCALE / 3, high), (8, SCALE / 3, highest), (8, SCALE * 3, middle), (8, SCALE * 3, low)]
+    points += [(64, SCALE / 3, high), (64, SCALE, middle)]
+    grid = [Run("lora", rate, r=r, scale=scale) for r, scale, rate in points]
     first, second, third = map(repeated, SEEDS)
     return list(dict.fromkeys([*first, *second, *rules, *grid, *third]))
 
