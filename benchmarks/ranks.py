@@ -204,7 +204,7 @@ def plan(lora: float, full: float) -> list[Run]:
     def repeated(seed: int) -> list[Run]:
         little = [Run(m, rate, seed, n) for n in EPOCHS for m, rate in (("lora", lora), ("full", full))]
         ranks = [Run("lora", lora, seed, r=r) for r in RANKS]
-        return little + ranks + [Run("lora", lora, seed, r=r, place=p) for p, r in MATCHED.items()]
+        return ranks + [Run("lora", lora, seed, r=r, place=p) for p, r in MATCHED.items()] + little
 
     rules = [Run("lora", lora, r=r, rule="rslora") for r in (8, 64)]
     low, middle, high, highest = RATES["lora"]
