@@ -5,11 +5,14 @@ import io
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from lora_tutorial.cli import app, main
 from lora_tutorial.corpora import text_key
 from lora_tutorial.data_checks import check_split
 from lora_tutorial.experiments import Experiment, describe
 from lora_tutorial.recipes import load_recipe
+from lora_tutorial.results import load_record
 from lora_tutorial.text_file import SHARES, Row, example_file, is_text_file, read_rows, task_from_file
 
 WORDS = ["ash", "birch", "cedar", "elder", "fir", "hazel", "larch", "maple", "oak", "pine", "rowan", "willow"]
@@ -157,3 +160,33 @@ def test_our_own_questions_are_a_good_example():
     assert task.labels == ("mathematics", "tools", "training")
     assert sum(map(len, data.values())) == len(rows) == 240  # no text twice
     assert {row.text.strip() == row.text and row.text.isascii() for row in rows} == {True}
+
+
+def test_the_command_line_refuses_in_one_sentence(write, tmp_path, monkeypatch, capsys):
+    path = write(as_csv(ROWS, ("words", "label")))
+    monkeypatch.chdir(tmp_path)
+    for name, words in (("none.csv", "There is no file none.csv"), (path.name, "has no column 'text'")):
+        monkeypatch.setattr("sys.argv", ["lora-tutorial", "train", "--task", name])
+        with pytest.raises(SystemExit):
+            main()
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_on_a_file_and_predicts(write, tmp_path):
+    def run(*arguments):
+        result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    out, path = tmp_path / "run", write(as_csv(ROWS))
+    output = run(
+        "train", "--task", path, "--out", out, "--epochs", 1, "--method", "lora", "--head", "roberta"
+    )
+    assert "trees, test split" in output and "majority class" in output
+    record = load_record(out / "record.json")
+    assert (record.config["task"], record.extra["scored_on"]) == ("trees", "test")
+    assert record.extra["scores"]["majority class"]["accuracy"] == 0.5
+    assert str(tmp_path) not in (out / "adapter" / "adapter.json").read_text()
+    assert run("predict", out / "adapter", "ash in autumn").split()[0] in ("a", "s")
