@@ -104,7 +104,8 @@ def collect(records: Iterable[RunRecord], tasks: Iterable[str]) -> Board:
 
 
 def _settings(record: RunRecord) -> str:
-    return repr([record.config.get(name) for name in _MUST_AGREE] + sorted(record.recipe.items()))
+    recipe = sorted((k, v) for k, v in record.recipe.items() if v is not None)  # None: as if not there yet
+    return repr([record.config.get(name) for name in _MUST_AGREE] + recipe)
 
 
 def beside_published(

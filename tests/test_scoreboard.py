@@ -135,3 +135,11 @@ def test_each_run_is_a_line_with_its_name():
     assert [text.get_text() for text in axis.texts] == ["lora, 0.1, seed 0", "full, 0.1, seed 1"]
     heights = [text.xyann[1] for text in axis.texts]
     assert heights[0] != heights[1] and sum(heights) == pytest.approx(40)
+
+
+def test_a_recipe_field_that_an_older_record_lacks_is_as_none():
+    newer = run(seed=1, recipe={**run().recipe, "attention_dropout": None})
+    other = run(seed=1, recipe={**run().recipe, "attention_dropout": 0.0})
+    assert len(collect([run(), newer], ["mrpc"])["mrpc"]["lora"].records) == 2
+    with pytest.raises(ValueError, match="different configurations"):
+        collect([run(), other], ["mrpc"])
