@@ -57,14 +57,11 @@ def step_bars(records: Mapping[str, Record]) -> Figure:
     fig, axes = _panels(chosen)
     for axis, rows in zip(axes, chosen.values(), strict=True):
         for place, row in enumerate(rows.values()):
-            left = 0.0
-            for phase, colour in PHASES.items():
-                width = 1000 * row["seconds"].get(phase, [0, 0, 0])[1]
-                axis.barh(place, width, left=left, height=0.62, color=colour)
-                left += width
+            medians = {phase: row["seconds"].get(phase, [0, 0, 0])[1] for phase in PHASES}
+            end = _stack(axis, place, [(1000 * medians[phase], colour) for phase, colour in PHASES.items()])
             low, middle, high = (1000 * q for q in row["seconds"]["total"])
             axis.plot([low, high], [place, place], color=AXIS, linewidth=1.4)
-            axis.text(max(high, left), place, f"  {middle:,.0f}", va="center", fontsize=9)
+            axis.text(max(high, end), place, f"  {middle:,.0f}", va="center", fontsize=9)
         axis.set(xlabel="ms a step", xlim=(0, 1.12 * axis.get_xlim()[1]))
     _swatches(fig, {"optimiser" if phase == "optimizer" else phase: c for phase, c in PHASES.items()})
     return fig
@@ -87,10 +84,7 @@ def memory_split(records: Mapping[str, Record]) -> Figure:
     fig, axes = _panels(chosen)
     for axis, rows in zip(axes, chosen.values(), strict=True):
         for place, row in enumerate(rows.values()):
-            left = 0.0
-            for name, part in _HELD.items():
-                axis.barh(place, row[name] / 1e6, left=left, height=0.62, color=PARTS[part])
-                left += row[name] / 1e6
+            _stack(axis, place, [(row[name] / 1e6, PARTS[part]) for name, part in _HELD.items()])
             axis.plot(row["peak"] / 1e6, place, "D", color=AXIS, markersize=5)
         axis.set(xlabel="MB", xlim=(0, 1.04 * axis.get_xlim()[1]))
     peak = Line2D([], [], color=AXIS, marker="D", linestyle="", label="peak of the process")
@@ -218,6 +212,15 @@ def _panels(chosen: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, Sequence[A
     for axis, (title, rows) in zip(axes[:, 0], chosen.items(), strict=True):
         _name_rows(axis, title, list(rows))
     return fig, axes[:, 0]
+
+
+def _stack(axis: Axes, place: int, parts: Iterable[tuple[float, str]]) -> float:
+    """Draw widths with their colours end to end in one row; returns where they end."""
+    end = 0.0
+    for width, colour in parts:
+        axis.barh(place, width, left=end, height=0.62, color=colour)
+        end += width
+    return end
 
 
 def _name_rows(axis: Axes, title: str, names: list[str]) -> None:

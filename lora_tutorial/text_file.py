@@ -85,7 +85,7 @@ def read_rows(path: str | os.PathLike[str], text: str = "text", label: str = "la
 def _csv_rows(name: str, content: str, text: str, label: str) -> list[tuple[int, Mapping[str, Any]]]:
     first = content.partition("\n")[0].strip("\r")
     headers = [(delimiter, next(csv.reader([first], delimiter=delimiter), [])) for delimiter in ",;\t"]
-    delimiter, header = max(headers, key=lambda pair: len({text, label} & set(pair[1])) * 1000 + len(pair[1]))
+    delimiter, header = max(headers, key=lambda pair: (len({text, label} & set(pair[1])), len(pair[1])))
     _check_columns(name, header, text, label)
     rows, reader = [], csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     try:
