@@ -85,6 +85,13 @@ DATA: dict[str, DataOrigin] = {
         "OANC's licence and Creative Commons, by genre",
         "MultiNLI is on the list",
     ),
+    "mnli-premises": DataOrigin(
+        "MNLI's matched development set, parted by premise",
+        "OANC's licence and Creative Commons, by genre",
+        "MultiNLI is on the list",
+        "Trained on about four fifths of the official development set and scored on the rest; its score does "
+        "not compare with those on the whole set.",
+    ),
     "qnli": DataOrigin("QNLI, made from SQuAD 1.1", "CC BY-SA 4.0", _SQUAD),
     "rte": DataOrigin(
         "RTE, from the PASCAL challenges 1, 2, 3 and 5",

@@ -30,9 +30,10 @@ class Task:
         Our split to the names it may have in the source; the first that exists is taken.
     shares_text_with
         Tasks that hold some of the same texts, so that training on one spoils a score on the other.
-    train_articles
-        Where a source's validation questions are the only data: the articles (column ``title``) whose
-        questions are for training; the others stay validation.
+    train_articles, train_share
+        Where a source's validation rows are the only data: which of them are for training. The articles
+        (column ``title``), or the share of the texts in the first column, all rows of a text together; the
+        others stay validation.
     folder
         Name of the task's folder in a source that is a folder.
     """
@@ -50,10 +51,11 @@ class Task:
     )
     shares_text_with: frozenset[str] = frozenset()
     train_articles: frozenset[str] = frozenset()
+    train_share: float = 0.0
 
     @property
     def folder(self) -> str:
-        return self.path.rpartition("/")[2] if self.extractive else self.name
+        return self.path.rpartition("/")[2] if self.extractive else self.config or self.name
 
     @property
     def regression(self) -> bool:
@@ -126,6 +128,13 @@ _MNLI_SPLITS = {
     "validation_mismatched": ("validation_mismatched",),
     "test": ("test_matched",),
 }
+_MNLI = _glue(
+    "mnli",
+    "premise hypothesis",
+    "entailment neutral contradiction",
+    splits=_MNLI_SPLITS,
+    shares_text_with=frozenset({"mnli-premises"}),
+)
 # The columns and label orders are those of nyu-mll/glue, rajpurkar/squad and rajpurkar/squad_v2.
 _PAIR = "sentence1 sentence2"
 TASKS: dict[str, Task] = {
@@ -155,7 +164,15 @@ TASKS: dict[str, Task] = {
             shares_text_with=frozenset({"mrpc"}),
         ),
         _glue("qqp", "question1 question2", "not_duplicate duplicate", "accuracy_f1"),
-        _glue("mnli", "premise hypothesis", "entailment neutral contradiction", splits=_MNLI_SPLITS),
+        _MNLI,
+        # MNLI's development set parted by premise, for who has no training set.
+        replace(
+            _MNLI,
+            name="mnli-premises",
+            splits={"validation": ("validation_matched",)},
+            train_share=0.8,
+            shares_text_with=frozenset({"mnli"}),
+        ),
         _glue("qnli", "question sentence", "entailment not_entailment"),
         _glue("rte", _PAIR, "entailment not_entailment"),
         _glue("wnli", _PAIR, "not_entailment entailment"),

@@ -6,6 +6,7 @@ from here.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -85,6 +86,8 @@ def load_task(name: str, source: str | os.PathLike[str] = "auto") -> LoadedTask:
                 data[split] = found[existing]
     if task.train_articles:
         data = _part_by_article(task, data)
+    elif task.train_share and "validation" in data:
+        data = _part_by_text(task, data["validation"])
     data = DatasetDict({split: rows for split, rows in data.items() if not has_no_labels(task, split, rows)})
     for split, rows in data.items():
         check_split(task, split, rows)
@@ -145,10 +148,20 @@ def _part_by_article(task: Task, data: DatasetDict) -> DatasetDict:
             f"Task {task.name!r} needs the whole development set, with column 'title'; of its articles "
             f"{len(absent)} are not there, such as {absent[0]!r}."
         )
-    places = {True: [], False: []}
-    for place, title in enumerate(titles):
-        places[title in task.train_articles].append(place)
-    return DatasetDict(train=rows.select(places[True]), validation=rows.select(places[False]))
+    return _part(rows, [title in task.train_articles for title in titles])
+
+
+def _part_by_text(task: Task, rows: Dataset) -> DatasetDict:
+    """By a hash of the first text, so that a text's side does not depend on what else is there."""
+    digests = (hashlib.sha256(text.encode()).digest() for text in rows[task.columns[0]])
+    return _part(rows, [int.from_bytes(digest[:8]) < task.train_share * 2**64 for digest in digests])
+
+
+def _part(rows: Dataset, for_training: list[bool]) -> DatasetDict:
+    chosen: dict[bool, list[int]] = {True: [], False: []}
+    for place, train in enumerate(for_training):
+        chosen[train].append(place)
+    return DatasetDict(train=rows.select(chosen[True]), validation=rows.select(chosen[False]))
 
 
 def _from_folder(task: Task, folder: Path) -> dict[str, Dataset]:

@@ -19,6 +19,7 @@ REAL_COUNTS = {
     "mrpc": {"train": 3668, "validation": 408, "test": 1725},
     "stsb": {"train": 5749, "validation": 1500},
     "mnli": {"validation": 9815},
+    "mnli-premises": {"train": 7848, "validation": 1967},
     "qnli": {"validation": 5463},
     "rte": {"train": 2490, "validation": 277},
     "wnli": {"train": 635, "validation": 71},
@@ -45,7 +46,7 @@ def squad_row(**changes):
 
 
 def test_rows_of_the_table_are_consistent():
-    assert {"reviews", "products-rating", "cola", "wnli", "squad_v2"} <= set(TASKS) and len(TASKS) == 20
+    assert {"reviews", "products-rating", "cola", "wnli", "squad_v2"} <= set(TASKS) and len(TASKS) == 21
     for name, task in TASKS.items():
         assert task.name == name and 1 <= len(task.columns) <= 2
         assert task.num_labels == (1 if task.regression else 2 if task.extractive else len(task.labels))
@@ -74,6 +75,27 @@ def test_a_folder_is_read_in_the_hubs_schema(tmp_path, monkeypatch):
         assert data["validation"][1] == {"premise": "b", "hypothesis": "d", "label": 2, "idx": 1}
     monkeypatch.setenv("LORA_TUTORIAL_DATA", str(tmp_path))
     assert len(load_task("mnli").data["validation"]) == 2
+
+
+def test_mnlis_development_set_is_parted_by_premise(tmp_path):
+    premises = [f"Premise {i // 3}." for i in range(600)]
+    rows = {"premise": premises, "hypothesis": [f"h{i}" for i in range(600)], "label": [0, 1, 2] * 200}
+    write(tmp_path, "mnli/validation_matched", **rows)
+    data = load_task("mnli-premises", tmp_path).data
+    train, validation = (set(data[split]["premise"]) for split in ("train", "validation"))
+    assert list(data) == ["train", "validation"] and not train & validation
+    assert (
+        len(data["train"]) + len(data["validation"]) == 600 and 140 < len(train) < 180
+    )  # four fifths of 200
+    alone = {key: values[:3] for key, values in rows.items()}
+    write(tmp_path, "mnli/validation_matched", **{k: alone[k] + rows[k][300:] for k in rows})
+    again = load_task("mnli-premises", tmp_path).data
+    assert ("Premise 0." in again["train"]["premise"]) == ("Premise 0." in train), "whatever else is there"
+    with pytest.raises(ValueError, match="share texts"):
+        check_no_overlap("mnli", "mnli-premises")
+    write(tmp_path / "empty", "mnli/train", **alone)
+    with pytest.raises(ValueError, match="no labelled split"):
+        load_task("mnli-premises", tmp_path / "empty")
 
 
 def test_a_labelled_test_split_is_kept(tmp_path):
