@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lora_tutorial.carried import carried_folder
 from lora_tutorial.storage import atomic_write_bytes
 
 FORMAT = 1
@@ -236,9 +237,7 @@ def stored_records(pattern: str) -> list[RunRecord]:
     FileNotFoundError
         If none matches.
     """
-    here = Path(__file__).parent
-    folders = [here.parent / "benchmarks" / "results", here / "records"]
-    paths = [path for folder in folders if folder.is_dir() for path in sorted(folder.glob(pattern))]
+    paths = sorted(carried_folder("records").glob(pattern))
     if not paths:
         raise FileNotFoundError(f"No stored record matches {pattern!r}; the repository has them all.")
     return [load_record(path) for path in paths]

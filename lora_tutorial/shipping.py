@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_tutorial.adapters import SETTINGS, TENSORS, read_adapter
+from lora_tutorial.carried import carried_folder
 from lora_tutorial.model_card import write_card
 from lora_tutorial.provenance import DATA
 from lora_tutorial.results import RunRecord, load_record
@@ -71,9 +72,7 @@ def stored_adapters() -> dict[str, Path]:
 
     They are in ``benchmarks/adapters`` of the repository; an installed package carries a copy.
     """
-    here = Path(__file__).parent
-    folders = [here / "shipped", here.parent / "benchmarks" / "adapters"]
-    return {path.parent.name: path.parent for top in folders for path in sorted(top.glob(f"*/{SETTINGS}"))}
+    return {path.parent.name: path.parent for path in sorted(carried_folder("shipped").glob(f"*/{SETTINGS}"))}
 
 
 def stored_adapter(task: str) -> Path:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lora_tutorial.carried import carried_folder
+
 FORMAT = 1
 
 
@@ -31,10 +33,9 @@ def speed_records(
     ValueError
         If a file is of another format.
     """
-    here = Path(__file__).parent
-    folders = [here.parent / "benchmarks" / "results" / "speed", here / "records" / "speed"]
+    folder = Path(folder) if folder else carried_folder("records") / "speed"
     found = []
-    for path in [p for f in ([Path(folder)] if folder else folders) for p in sorted(f.glob("*.json"))]:
+    for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         if record.get("format") != FORMAT:
             raise ValueError(f"{path.name} has format {record.get('format')!r}; this version reads {FORMAT}.")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from lora_tutorial.carried import carried_folder
 from lora_tutorial.corpora import text_key
 from lora_tutorial.task_registry import TASKS, Task
 from lora_tutorial.tasks import LoadedTask
@@ -35,9 +36,7 @@ class Row(NamedTuple):
 
 def example_file() -> Path:
     """The file that comes with the book: 240 questions about it, in three classes."""
-    here = Path(__file__).parent
-    places = (here.parent / "book" / "data" / "questions.csv", here / "texts" / "questions.csv")
-    return next((place for place in places if place.is_file()), places[-1])
+    return carried_folder("texts") / "questions.csv"
 
 
 def is_text_file(name: str) -> bool:

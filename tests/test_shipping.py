@@ -11,7 +11,7 @@ from bench_rows import BRIEF
 from safetensors.torch import load_file, save_file
 from test_cli import fails, run
 
-from lora_tutorial import load_adapter, shipping
+from lora_tutorial import carried, load_adapter, shipping
 from lora_tutorial.bench import run_grid
 from lora_tutorial.grid import Grid
 from lora_tutorial.provenance import DATA, ENCODERS
@@ -135,7 +135,7 @@ def test_size_base_and_origin_are_checked(copy, finished, tmp_path, encoder, mon
 def test_adapters_are_found_in_the_repository_and_in_an_installed_package(
     finished, tmp_path, monkeypatch, capsys, encoder, place
 ):
-    monkeypatch.setattr(shipping, "__file__", str(tmp_path / "lora_tutorial" / "shipping.py"))
+    monkeypatch.setattr(carried, "__file__", str(tmp_path / "lora_tutorial" / "carried.py"))
     assert stored_adapters() == {}
     with pytest.raises(FileNotFoundError, match="no adapter folder 'sst2'.*are not installed"):
         stored_adapter("sst2")
@@ -156,7 +156,8 @@ def test_the_wheel_carries_the_adapters():
 
     root = Path(__file__).parent.parent
     settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert "lora_tutorial.shipped" in settings["packages"]
+    assert settings["package-dir"] == {f"lora_tutorial.{copy}": own for copy, own in carried.FOLDERS.items()}
+    assert set(settings["package-dir"]) < set(settings["packages"])
     top = root / settings["package-dir"]["lora_tutorial.shipped"]
     patterns = settings["package-data"]["lora_tutorial.shipped"]
     packed = {path for pattern in patterns for path in top.glob(pattern)}
