@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from lora_tutorial.carried import carried_folder
-from lora_tutorial.corpora import text_key
 from lora_tutorial.task_registry import TASKS, Task
 from lora_tutorial.tasks import LoadedTask
 
@@ -170,7 +170,7 @@ def task_from_file(
         raise ValueError(f"{name!r} is the name of a task; rename the file.")
     texts: dict[str, Row] = {}
     for row in rows:
-        known = texts.setdefault(text_key(row.text), row)
+        known = texts.setdefault(_key(row.text), row)
         if str(known.label) != str(row.label):
             raise ValueError(
                 f"Lines {known.line} and {row.line} of {Path(path).name} have one text and the labels "
@@ -227,8 +227,17 @@ def _sides(classes: dict[str, list[Row]], seed: int) -> dict[str, dict[str, list
     return sides
 
 
+def _key(text: str) -> str:
+    """What two texts share if they differ only in case, spaces or punctuation, in any script."""
+    folded = text.casefold()
+    bare = "".join(
+        c for c in folded if unicodedata.category(c)[0] not in "PZC"
+    )  # punctuation, space, control
+    return bare or "".join(folded.split())
+
+
 def _digest(text: str, seed: int) -> str:
-    return hashlib.sha256(f"{seed} {text_key(text)}".encode()).hexdigest()
+    return hashlib.sha256(f"{seed} {_key(text)}".encode()).hexdigest()
 
 
 def _is(kind: type, label: str) -> bool:

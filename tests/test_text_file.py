@@ -67,6 +67,13 @@ def test_repeated_texts_are_kept_once(write):
     assert len(keys) == len(set(keys)) == len(ROWS)
 
 
+def test_texts_in_any_script_are_told_apart(write):
+    words = ["кот 1", "пёс 1", "कि 1", "का 1", "猫 1", "犬 1", "good 😀 1", "good 😡 1", "КОТ, 1!"]
+    rows = [(f"{word} {n}", "odd" if n % 2 else "even") for n in range(10) for word in words]
+    data = task_from_file(write(as_csv(rows))).data
+    assert sum(map(len, data.values())) == 80, "the last word is the first one in capitals"
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
