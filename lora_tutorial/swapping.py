@@ -128,7 +128,9 @@ class AdapterShelf:
             self._encoder.config,
             described["wrapper"],
         )
-        own = {key: nn.Parameter(value.to(self._encoder.device)) for key, value in tensors.items()}
+        # Copies, as load_adapter makes them: where a tensor lies in memory can decide a product's last bit.
+        device = self._encoder.device
+        own = {key: nn.Parameter(value.to(device, copy=True)) for key, value in tensors.items()}
         for key in dict(model.named_parameters()):  # the head: what is left of the model
             setattr(*_slot(model, key), own.pop(key))
         model.adapter_metadata = settings["metadata"]

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from lora_tutorial import load_adapter
 from lora_tutorial.adapters import TENSORS, read_adapter
@@ -19,6 +20,7 @@ from lora_tutorial.results import load_record
 from lora_tutorial.shipping import CARD, LIMIT, stored_adapters
 from lora_tutorial.squad_scoring import Reader
 from lora_tutorial.storage import sha256_of
+from lora_tutorial.swapping import AdapterShelf
 from lora_tutorial.tasks import LoadedTask, get_task, load_task, make_loader, tokenize
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +29,18 @@ TABLES = [task for task in SHIPPED if not get_task(task).extractive]
 READERS = [task for task in SHIPPED if get_task(task).extractive]
 POINTS = 0.005  # of 1: what another machine's arithmetic may turn over
 QUESTIONS = 300
+
+
+def test_on_a_shelf_each_gives_the_bits_that_it_gives_alone():
+    shelf, tokenizer = AdapterShelf("minilm"), load_tokenizer("minilm")
+    batch = tokenizer(["A short one.", "Is this sentence longer than it?"], padding=True, return_tensors="pt")
+    for task, folder in SHIPPED.items():
+        shelf.add(task, folder)
+    for task, folder in SHIPPED.items():
+        with torch.no_grad():
+            found, expected = shelf.use(task)(**batch), load_adapter(folder)(**batch)
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), (task, name)
 
 
 def card_of(folder):
