@@ -64,6 +64,20 @@ def test_sliders_move_by_keyboard(seen):
         assert after.strip() and after != before
 
 
+def test_figures_on_a_phone_can_be_read_and_moved_by_keyboard(browser, site):
+    with opened(browser, site, f"{CHAPTERS[0]}.html") as (page, _, _):
+        assert not page.query_selector_all(".phone-figure")
+        show(page, "light", 390)
+        boxes = page.query_selector_all(".phone-figure[tabindex]")
+        assert boxes
+        for box in boxes:
+            # at 0.45 of the file's width a point of the figure's text is 0.9 pixels
+            assert box.evaluate("el => el.firstChild.clientWidth >= 0.44 * el.firstChild.naturalWidth")
+            box.focus()
+            page.keyboard.press("ArrowRight")
+            page.wait_for_function("el => el.scrollLeft > 0", arg=box)
+
+
 def focus_by_tab(page, selector):
     """Press Tab until the focus is on what `selector` names, at most twelve times."""
     for _ in range(12):
