@@ -152,8 +152,8 @@ def run_curves(records: Iterable[RunRecord]) -> Figure:
     longest = max(step for _, step, _ in ends)
     for length in {step for _, step, _ in ends}:  # labels can only touch where lines end together
         together = [(name, score) for name, step, score in ends if step == length]
-        heights = spread_apart([score for _, score in together], 0.045 * (high - low))
+        heights = spread_apart([score for _, score in together], 0.055 * (high - low))
         for (name, score), height in zip(together, heights, strict=True):
-            axis.annotate(name, (length, score), (length + 0.015 * longest, height), va="center", fontsize=8)
-    axis.set(xlabel="optimiser steps", ylabel="main score × 100", xlim=(0, 1.3 * longest))
+            axis.annotate(name, (length, score), (length + 0.015 * longest, height), va="center", fontsize=10)
+    axis.set(xlabel="optimiser steps", ylabel="main score × 100", xlim=(0, 1.45 * longest))
     return fig

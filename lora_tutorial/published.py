@@ -99,8 +99,9 @@ GLUE: dict[str, GlueTask] = {
 # fmt: on
 
 
-#: WNLI pairs each training row with a validation row that differs in a word or two. Nearest is the training
-#: row with the largest share of words in common (intersection over union of both sentences' words).
+#: Most of WNLI's validation rows have a first sentence that stands in the training set too, with another
+#: filling of the pronoun and mostly the other label. Nearest is the training row with the largest share of
+#: words in common (intersection over union of both sentences' words).
 WNLI_COUNTS: dict[str, int] = {
     "validation rows": 71,
     "first sentence is in training too": 65,
