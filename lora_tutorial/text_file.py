@@ -230,9 +230,8 @@ def _sides(classes: dict[str, list[Row]], seed: int) -> dict[str, dict[str, list
 def _key(text: str) -> str:
     """What two texts share if they differ only in case, spaces or punctuation, in any script."""
     folded = text.casefold()
-    bare = "".join(
-        c for c in folded if unicodedata.category(c)[0] not in "PZC"
-    )  # punctuation, space, control
+    # letters, marks and numbers; So has emoji, and two texts may differ in nothing else
+    bare = "".join(c for c in folded if unicodedata.category(c).startswith(("L", "M", "N", "So")))
     return bare or "".join(folded.split())
 
 
