@@ -14,13 +14,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from found import found_record
+
 from lora_tutorial.config import LoraConfig
 from lora_tutorial.encoders import load_tokenizer
 from lora_tutorial.experiments import build_model, data_hash, encoder_hash
 from lora_tutorial.inject import inject_lora
 from lora_tutorial.reading import make_reading, tokenize_rows
 from lora_tutorial.recipes import Recipe, load_recipe
-from lora_tutorial.results import RunRecord, load_record
+from lora_tutorial.results import RunRecord
 from lora_tutorial.tasks import LoadedTask, load_task
 from lora_tutorial.training import train
 
@@ -32,12 +34,8 @@ def run(path: Path, loaded: LoadedTask, recipe: Recipe, seed: int) -> RunRecord:
     """Train and score one model, or read the record of the time it was done."""
     config = {"task": loaded.task.name, "encoder": "minilm", "method": "lora-all-linear"}
     config |= {"lora": LORA.to_dict(), "head": "tutorial", "data_sha256": data_hash(loaded.data)}
-    if path.is_file():
-        record = load_record(path)
-        same = {key: value for key, value in record.config.items() if key != "base_sha256"} == config
-        if same and (record.status, record.recipe, record.seed) == ("finished", recipe.to_dict(), seed):
-            return record
-        raise SystemExit(f"{path} is the record of another run; move it away first.")
+    if record := found_record(path, config, recipe, seed):
+        return record
     model = build_model(loaded.task, "head", "minilm", seed)
     config["base_sha256"] = encoder_hash(model.model)
     inject_lora(model.model, LORA)

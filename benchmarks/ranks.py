@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 from datasets import DatasetDict
+from found import found_record
 from torch import Tensor, nn
 
 from lora_tutorial.config import LoraConfig
@@ -32,7 +33,7 @@ from lora_tutorial.merging import lora_modules
 from lora_tutorial.metrics import load_metric
 from lora_tutorial.reading import EVALUATION_BATCH
 from lora_tutorial.recipes import Recipe, load_recipe
-from lora_tutorial.results import RunRecord, describe_hardware, load_record
+from lora_tutorial.results import RunRecord, describe_hardware
 from lora_tutorial.storage import atomic_write_bytes
 from lora_tutorial.tasks import LoadedTask, load_task, make_loader, tokenize
 from lora_tutorial.training import NonFiniteLossError, evaluate_model, train
@@ -145,13 +146,9 @@ def do(run: Run, data: Data, out: Path, work: Path, limit: int | None = None) ->
     lora = run.lora()
     config: dict[str, Any] = {"task": "reviews", "encoder": "minilm", **run._asdict(), "head": "tutorial"}
     config |= {"lora": lora.to_dict() if lora else None, "data_sha256": data.hash_of(chosen)}
-    if path.is_file():
-        record = load_record(path)
-        same = {key: value for key, value in record.config.items() if key != "base_sha256"} == config
-        if not same or (record.recipe, record.seed) != (recipe.to_dict(), run.seed):
-            raise SystemExit(f"{path} is the record of another run; move it away first.")
-        if weights.is_file() or not run.kept or record.status == "failed":
-            return record
+    record = found_record(path, config, recipe, run.seed, finished=False)
+    if record and (weights.is_file() or not run.kept or record.status == "failed"):
+        return record
     started = time.monotonic()
     model, metric = build(run), load_metric("accuracy")
     config["base_sha256"] = encoder_hash(model.model)

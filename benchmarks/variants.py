@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import DatasetDict
+from found import found_record
 from torch import nn
 from transformers import RobertaForSequenceClassification
 
@@ -29,7 +30,7 @@ from lora_tutorial.experiments import data_hash, encoder_hash
 from lora_tutorial.metrics import load_metric
 from lora_tutorial.reading import make_loaders
 from lora_tutorial.recipes import Recipe, load_recipe
-from lora_tutorial.results import RunRecord, describe_hardware, load_record
+from lora_tutorial.results import RunRecord, describe_hardware
 from lora_tutorial.tasks import LoadedTask, load_task
 from lora_tutorial.training import evaluate_model, seed_everything
 from lora_tutorial.variants import VARIANTS, inject_variant
@@ -96,12 +97,8 @@ def run(
     arm, digest = ARMS[name], data_hash(loaded.data)
     config = {"task": "reviews", "encoder": "minilm", "arm": name, "variant": arm.variant}
     config |= {"lora": arm.config().to_dict(), "weight_decay": 0.0, "data_sha256": digest}
-    if path.is_file():
-        record = load_record(path)
-        same = {key: value for key, value in record.config.items() if key != "base_sha256"} == config
-        if same and (record.status, record.recipe, record.seed) == ("finished", recipe.to_dict(), seed):
-            return record
-        raise SystemExit(f"{path} is the record of another run; move it away first.")
+    if record := found_record(path, config, recipe, seed):
+        return record
     started = time.monotonic()
     model, config["base_sha256"] = build(arm, seed)
     metric = load_metric(loaded.task.metric)
