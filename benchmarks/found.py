@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_tutorial.recipes import Recipe
-from lora_tutorial.results import RunRecord, load_record
+from lora_tutorial.training.recipes import Recipe
+from lora_tutorial.training.records import RunRecord, load_record
 
 
 def found_record(

@@ -16,15 +16,16 @@ from pathlib import Path
 
 from found import found_record
 
-from lora_tutorial.config import LoraConfig
-from lora_tutorial.encoders import load_tokenizer
-from lora_tutorial.experiments import build_model, data_hash, encoder_hash
-from lora_tutorial.inject import inject_lora
-from lora_tutorial.reading import make_reading, tokenize_rows
-from lora_tutorial.recipes import Recipe, load_recipe
-from lora_tutorial.results import RunRecord
-from lora_tutorial.tasks import LoadedTask, load_task
-from lora_tutorial.training import train
+from lora_tutorial.data.sources import load_task
+from lora_tutorial.data.tasks import LoadedTask
+from lora_tutorial.experiments.evaluate import make_reading, tokenize_rows
+from lora_tutorial.experiments.run import build_model, data_hash, encoder_hash
+from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.lora.inject import inject_lora
+from lora_tutorial.models.encoders import load_tokenizer
+from lora_tutorial.training.recipes import Recipe, load_recipe
+from lora_tutorial.training.records import RunRecord
+from lora_tutorial.training.trainer import train
 
 RESULTS = Path(__file__).parent / "results" / "places"
 LORA = LoraConfig(r=8, lora_alpha=8, target_modules="all-linear")

@@ -12,16 +12,17 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, RobertaForSequenceClassification
 
-from lora_tutorial.config import LoraConfig
-from lora_tutorial.encoders import load_tokenizer, minilm_folder, quiet
-from lora_tutorial.experiments import data_hash
-from lora_tutorial.metrics import load_metric
-from lora_tutorial.quantized_layers import inject_lora_4bit, keep_codes
-from lora_tutorial.reading import make_loaders
-from lora_tutorial.recipes import load_recipe
-from lora_tutorial.results import load_record
-from lora_tutorial.tasks import load_task
-from lora_tutorial.training import evaluate_model, seed_everything, train
+from lora_tutorial.data.metrics import load_metric
+from lora_tutorial.data.sources import load_task
+from lora_tutorial.experiments.evaluate import make_loaders
+from lora_tutorial.experiments.run import data_hash
+from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.models.encoders import load_tokenizer, quiet
+from lora_tutorial.models.minilm import minilm_folder
+from lora_tutorial.quant.linear4bit import inject_lora_4bit, keep_codes
+from lora_tutorial.training.recipes import load_recipe
+from lora_tutorial.training.records import load_record
+from lora_tutorial.training.trainer import evaluate_model, seed_everything, train
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("fp32-lora", "nf4-lora", "nf4-head")

@@ -17,10 +17,10 @@ import torch
 from ranks import RATES, RESULTS, SCALE, WORK, Run, best_rate
 from torch import Tensor
 
-from lora_tutorial.arithmetic import lora_delta
-from lora_tutorial.encoders import load_encoder
-from lora_tutorial.results import RunRecord, describe_hardware, load_record
-from lora_tutorial.subspaces import amplification, directions, projected_norm, similarity_grid
+from lora_tutorial.analysis.subspaces import amplification, directions, projected_norm, similarity_grid
+from lora_tutorial.lora.layers import lora_delta
+from lora_tutorial.models.encoders import load_encoder
+from lora_tutorial.training.records import RunRecord, describe_hardware, load_record
 
 KINDS = {"r8": ("lora", 8), "r64": ("lora", 64), "full": ("full", 8)}
 COLUMNS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64)  # the j of phi(i, j); i goes from 1 to 8

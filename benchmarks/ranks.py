@@ -24,19 +24,21 @@ from datasets import DatasetDict
 from found import found_record
 from torch import Tensor, nn
 
-from lora_tutorial.config import LoraConfig
-from lora_tutorial.encoders import load_tokenizer
-from lora_tutorial.experiments import build_model, data_hash, encoder_hash
-from lora_tutorial.identity import parameters_hash
-from lora_tutorial.inject import inject_lora
-from lora_tutorial.merging import lora_modules
-from lora_tutorial.metrics import load_metric
-from lora_tutorial.reading import EVALUATION_BATCH
-from lora_tutorial.recipes import Recipe, load_recipe
-from lora_tutorial.results import RunRecord, describe_hardware
-from lora_tutorial.storage import atomic_write_bytes
-from lora_tutorial.tasks import LoadedTask, load_task, make_loader, tokenize
-from lora_tutorial.training import NonFiniteLossError, evaluate_model, train
+from lora_tutorial.data.batches import make_loader, tokenize
+from lora_tutorial.data.metrics import load_metric
+from lora_tutorial.data.sources import load_task
+from lora_tutorial.data.tasks import LoadedTask
+from lora_tutorial.experiments.evaluate import EVALUATION_BATCH
+from lora_tutorial.experiments.run import build_model, data_hash, encoder_hash
+from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.lora.inject import inject_lora
+from lora_tutorial.lora.merge import lora_modules
+from lora_tutorial.lora.parameters import parameters_hash
+from lora_tutorial.models.encoders import load_tokenizer
+from lora_tutorial.storage.files import atomic_write_bytes
+from lora_tutorial.training.recipes import Recipe, load_recipe
+from lora_tutorial.training.records import RunRecord, describe_hardware
+from lora_tutorial.training.trainer import NonFiniteLossError, evaluate_model, train
 
 RESULTS = Path(__file__).parent / "results" / "ranks"
 WORK = Path(__file__).parent.parent / "runs" / "ranks"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lora_tutorial.shipping import ship_adapter
+from lora_tutorial.experiments.ship import ship_adapter
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "bench"

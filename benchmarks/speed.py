@@ -27,8 +27,8 @@ from speed_memory import measure_memory
 from speed_settings import PRECISIONS, TARGETS, Setting, grid, plan
 from speed_variants import make_bench
 
-from lora_tutorial.results import describe_hardware, package_versions
-from lora_tutorial.storage import atomic_write_bytes
+from lora_tutorial.storage.files import atomic_write_bytes
+from lora_tutorial.training.records import describe_hardware, package_versions
 
 FORMAT = 1
 RESULTS = Path(__file__).parent / "results" / "speed"

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import RobertaForSequenceClassification
 
-from lora_tutorial.arithmetic import lora_delta
-from lora_tutorial.attention import LoraRobertaSelfAttention
-from lora_tutorial.config import LoraConfig
-from lora_tutorial.encoders import load_encoder
-from lora_tutorial.fast_attention import use_fast_attention
-from lora_tutorial.fast_layers import FastLoraLinear
-from lora_tutorial.inject import find_targets, inject_lora
-from lora_tutorial.layers import LoraLinear
-from lora_tutorial.merging import lora_modules, merge_lora
+from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.lora.fast import FastLoraLinear
+from lora_tutorial.lora.inject import find_targets, inject_lora
+from lora_tutorial.lora.layers import LoraLinear, lora_delta
+from lora_tutorial.lora.merge import lora_modules, merge_lora
+from lora_tutorial.models.encoders import load_encoder
+from lora_tutorial.models.fast_roberta import use_fast_attention
+from lora_tutorial.models.roberta import LoraRobertaSelfAttention
 
 DTYPES = {"fp32": torch.float32, "autocast": torch.float32, "bf16": torch.bfloat16}
 

@@ -24,16 +24,17 @@ from found import found_record
 from torch import nn
 from transformers import RobertaForSequenceClassification
 
-from lora_tutorial.config import LoraConfig
-from lora_tutorial.encoders import load_encoder, load_tokenizer
-from lora_tutorial.experiments import data_hash, encoder_hash
-from lora_tutorial.metrics import load_metric
-from lora_tutorial.reading import make_loaders
-from lora_tutorial.recipes import Recipe, load_recipe
-from lora_tutorial.results import RunRecord, describe_hardware
-from lora_tutorial.tasks import LoadedTask, load_task
-from lora_tutorial.training import evaluate_model, seed_everything
-from lora_tutorial.variants import VARIANTS, inject_variant
+from lora_tutorial.data.metrics import load_metric
+from lora_tutorial.data.sources import load_task
+from lora_tutorial.data.tasks import LoadedTask
+from lora_tutorial.experiments.evaluate import make_loaders
+from lora_tutorial.experiments.run import data_hash, encoder_hash
+from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.lora.variants import VARIANTS, inject_variant
+from lora_tutorial.models.encoders import load_encoder, load_tokenizer
+from lora_tutorial.training.recipes import Recipe, load_recipe
+from lora_tutorial.training.records import RunRecord, describe_hardware
+from lora_tutorial.training.trainer import evaluate_model, seed_everything
 
 RESULTS = Path(__file__).parent / "results" / "variants"
 RATES = (3e-4, 1e-3, 3e-3)

@@ -32,7 +32,7 @@ def seeded_on_one_thread():
 @pytest.fixture(scope="session")
 def minilm():
     """The encoder that needs no hub: (model, tokenizer). Read only: do not train it or change it."""
-    from lora_tutorial.encoders import load_encoder
+    from lora_tutorial.models.encoders import load_encoder
 
     return load_encoder("minilm")
 
@@ -88,7 +88,7 @@ def tiny_folder(tmp_path):
 @pytest.fixture(scope="module")
 def wordpiece():
     """The tokenizer of the encoder that needs no hub."""
-    from lora_tutorial.encoders import load_tokenizer
+    from lora_tutorial.models.encoders import load_tokenizer
 
     return load_tokenizer("minilm")
 
@@ -96,7 +96,7 @@ def wordpiece():
 @pytest.fixture(scope="module", params=["wordpiece", "byte-level"])
 def tokenizer(request, byte_level):
     """Both kinds of tokenizer, one after the other."""
-    from lora_tutorial.encoders import load_tokenizer
+    from lora_tutorial.models.encoders import load_tokenizer
 
     return load_tokenizer("minilm" if request.param == "wordpiece" else byte_level)
 

@@ -12,7 +12,7 @@ from pypdf import PdfReader, PdfWriter
 from reader import NAMES, find_browser, launched, served
 from rules import ROOT
 
-from lora_tutorial.storage import atomic_write_bytes
+from lora_tutorial.storage.files import atomic_write_bytes
 
 OUT = ROOT / "_build" / "lora-from-scratch.pdf"
 NO_BROWSER = (

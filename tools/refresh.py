@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from rules import BOOK, RULES
 
-from lora_tutorial.storage import atomic_write_bytes
+from lora_tutorial.storage.files import atomic_write_bytes
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 

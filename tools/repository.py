@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from rules import ROOT, code_cells, text_of
 
-from lora_tutorial.storage import atomic_write_bytes
+from lora_tutorial.storage.files import atomic_write_bytes
 
 #: What may name the address. A test sees to it that nothing else does.
 PLACES = (

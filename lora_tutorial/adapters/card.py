@@ -1,0 +1,132 @@
+"""The README of an adapter: its base, data, scores and licence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_tutorial.models.encoders import ENCODERS
+
+KNOWN = ("title", "base", "base_licence", "data", "data_licence", "scores", "licence", "labels")
+_AUTO = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    None: "AutoModel",
+}
+
+
+def model_card(settings: Mapping[str, Any], base: str, shipped: bool, metadata: Mapping[str, Any]) -> str:
+    """The card of an adapter in PEFT's format; see `write_card`.
+
+    Parameters
+    ----------
+    settings
+        What stands in ``adapter_config.json``.
+    base
+        Name of the base, as for ``load_encoder``; ``""`` where it has none.
+    shipped
+        Whether the base lies in the subfolder ``base``.
+    metadata
+        As for `write_card`.
+
+    Returns
+    -------
+    str
+        The text of ``README.md``.
+    """
+    return write_card(base, metadata, _adapter(settings), _usage(settings, shipped, base), "peft")
+
+
+def write_card(
+    base: str, metadata: Mapping[str, Any], adapter: str, usage: Sequence[str], library: str | None = None
+) -> str:
+    """Write a card in Markdown, with the YAML head that a model hub reads.
+
+    Parameters
+    ----------
+    base
+        Name of the base, as for ``load_encoder``; ``""`` where it has none.
+    metadata
+        What the author knows: ``title``, ``base``, ``base_licence``, ``data``, ``data_licence``, ``scores``
+        (a mapping), ``licence`` (an SPDX identifier), ``labels``. Other entries are listed as they are. What
+        is not known is said to be unknown.
+    adapter
+        Its settings, in a line.
+    usage
+        Lines on how to load it.
+    library
+        What a model hub calls the library that reads the adapter.
+
+    Returns
+    -------
+    str
+        The text of ``README.md``.
+    """
+    origin = ENCODERS.get(base)
+    known = {"base": origin.name, "base_licence": origin.licence} if origin else {"base": base}
+    known |= dict(metadata)
+    scores, licence = known.get("scores") or {}, known.get("licence")
+    head: dict[str, Any] = {"library_name": library} if library else {}
+    head["tags"] = ["lora"]
+    if licence:
+        head["license"] = str(licence).lower()
+    if "/" in str(known["base"]) and not str(known["base"]).startswith((".", "/", "~")):
+        head["base_model"] = known["base"]
+    named = str(known["base"] or "the model it was trained on (not recorded)")
+    data = known.get("data") or known.get("task") or "not recorded"
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
+    lines += [f"# {known.get('title') or 'LoRA adapter'}", "", "| | |", "|---|---|"]
+    lines += [
+        _row("Base", f"{named}{_licence(known.get('base_licence'))}"),
+        _row("Data", f"{data}{_licence(known.get('data_licence'))}"),
+        _row("Scores", ", ".join(f"{k} {_number(v)}" for k, v in scores.items()) or "not recorded"),
+        _row("Licence", licence or "not stated: ask the author before you use it"),
+        _row("Adapter", adapter),
+    ]
+    rest = ((key, value) for key, value in sorted(metadata.items()) if key not in KNOWN)
+    lines += [_row(key, value if isinstance(value, str) else json.dumps(value)) for key, value in rest]
+    return "\n".join([*lines, "", *usage, ""])
+
+
+def _usage(settings: Mapping[str, Any], shipped: bool, base: str) -> list[str]:
+    auto = _AUTO[settings["task_type"]]
+    source = '"PATH/base"' if shipped else json.dumps(base or "BASE")
+    lines = ["## Use", "", "```python", "from peft import PeftModel", f"from transformers import {auto}", ""]
+    lines += [
+        f"base = {auto}.from_pretrained({source})",
+        'model = PeftModel.from_pretrained(base, "PATH").eval()',
+    ]
+    lines += ["```", "", "`PATH` is this folder."]
+    if shipped:
+        lines += [
+            "",
+            "The base lies in `base/`. `adapter_config.json` names the place where it was written first; if "
+            "the folder has moved since, load as above, or correct `base_model_name_or_path`.",
+        ]
+    elif settings["task_type"] in ("SEQ_CLS", "TOKEN_CLS"):
+        lines += [
+            "",
+            "The number of labels is not in the adapter: pass `num_labels` to the base if it is not 2.",
+        ]
+    return lines
+
+
+def _adapter(settings: Mapping[str, Any]) -> str:
+    scale = "lora_alpha / sqrt(r)" if settings["use_rslora"] else "lora_alpha / r"
+    r, alpha, bias = settings["r"], settings["lora_alpha"], settings["bias"]
+    return f"r = {r}, lora_alpha = {alpha} (scale {scale}), bias = {bias}"
+
+
+def _licence(licence: object) -> str:
+    return f" ({licence})" if licence else ""
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _row(name: str, value: object) -> str:
+    text = str(value).replace("|", "\\|").replace("\n", " ")
+    return f"| {name} | {text} |"

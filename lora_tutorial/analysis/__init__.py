@@ -1,0 +1,1 @@
+"""What is computed from models and records: costs, subspaces, tables, published figures."""

@@ -1,0 +1,1 @@
+"""The tasks: one table, where their rows come from, how they become batches, how they are scored."""

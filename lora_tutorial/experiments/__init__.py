@@ -1,0 +1,1 @@
+"""Runs put together: one experiment, a grid of them, baselines, and adapters worth shipping."""

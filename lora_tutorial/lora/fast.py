@@ -1,0 +1,164 @@
+"""`LoraLinear` again, for speed: the same numbers from fewer passes over memory. Knows only torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.lora.layers import LoraLinear
+from lora_tutorial.lora.merge import lora_modules
+
+
+class FastLoraLinear(LoraLinear):
+    """`LoraLinear` with another forward and backward pass; nothing else differs, parameters and names least.
+
+    The arithmetic of LoRA is small beside that of the frozen weight, so what an adapter costs is mostly
+    passes over arrays as large as the layer's output. `LoraLinear` makes five of them beside its products
+    (the update, its scaling, the sum, the scaled gradient, the sum of two input gradients). Here the products
+    write straight into the output and the input gradient, and the scale multiplies only (tokens, r) and
+    smaller arrays. Under autocast, and on a frozen weight in half precision, the low-rank path is computed
+    in that precision too, from factors that stay float32.
+
+    Use it with ``inject_lora(model, config, make=FastLoraLinear.from_linear)``, or on a model that holds
+    adapters already with `use_fast_layers`. Second derivatives raise ``RuntimeError``: for them, and to
+    read, there is `LoraLinear`.
+
+    On a CPU, with many more tokens than the layer has inputs, the last of the forward products is not taken
+    for each token but once, in W + scaling * B A; with many more than outputs, so it goes backward. (RunLoRA,
+    arXiv:2312.03415, chooses among such orders by their operations.) Neither the whole gradient of that sum
+    is formed then, nor is the sum kept. In lower precision it would round a small update away, so there it
+    is never formed.
+    """
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, config: LoraConfig) -> FastLoraLinear:
+        """Adapt an existing layer, as `LoraLinear.from_linear` does; packed weights raise ``TypeError``."""
+        if not linear.weight.is_floating_point():
+            return LoraLinear.from_linear(linear, config)  # which says why not
+        return super().from_linear(linear, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (..., in) to (..., out)."""
+        if not self.lora_active:
+            return nn.Linear.forward(self, x)
+        x, dtype = in_working_precision(x, self.weight)
+        keep, scaling, p = None, self.scaling, self.lora_dropout.p
+        if self.training and p:
+            keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p).view(-1, self.in_features)
+            scaling = scaling / (1 - p)
+        return _LowRankLinear.apply(x, self.weight, self.bias, self.lora_A, self.lora_B, scaling, keep, dtype)
+
+
+def use_fast_layers(model: nn.Module) -> nn.Module:
+    """Let every `LoraLinear` of ``model`` compute as `FastLoraLinear` does. In place; parameters stay.
+
+    For models that come with adapters, as from ``load_adapter`` or ``import_peft``. Other kinds of adapted
+    layers (4-bit ones, variants) are left as they are.
+    """
+    for _, module in lora_modules(model):
+        if type(module) is LoraLinear:
+            module.__class__ = FastLoraLinear
+    return model
+
+
+def in_working_precision(x: Tensor, weight: Tensor) -> tuple[Tensor, torch.dtype]:
+    """``x`` and the type of the products: autocast's where that is on, else that of the weight."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:  # which autocast leaves alone
+        return x, weight.dtype
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), dtype
+
+
+def sum_pays(rows: Tensor) -> bool:
+    """Whether forming W + scaling * B A is cheaper than adding the low-rank path's product to every row.
+
+    ``rows`` are (tokens, in) on the way forward, (tokens, out) on the way back. Forming takes r operations
+    and a pass over memory for each of in * out numbers; adding takes the same for tokens * out or
+    tokens * in. The factor 2 is for a new array, which costs more than one that is there.
+    """
+    whole = rows.dtype in (torch.float32, torch.float64)
+    return whole and rows.device.type == "cpu" and len(rows) > 2 * rows.shape[1]
+
+
+def adapted_product(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, h: Tensor | None
+) -> Tensor:
+    """y = x (W + scaling * B A)' + b, (tokens, out); with ``h`` = x A' given, without forming the sum."""
+    if h is None:
+        return F.linear(x, torch.addmm(W, B, A, alpha=scaling), b)
+    return F.linear(x, W, b).addmm_(h, B.T, alpha=scaling)
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """y = x W' + b + scaling * x A' B', and its first derivatives.
+
+    ``x`` is (..., in), ``keep`` the inputs that dropout leaves to the low-rank path, (tokens, in) or None.
+    Parameters are saved as they are and converted where they are used, so a half precision copy of the weight
+    lives only as long as one product.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        scaling: float,
+        keep: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        wants, shape = ctx.needs_input_grad, x.shape
+        x = x.reshape(-1, shape[-1])  # (..., in) -> (tokens, in); here autograd keeps no account of it
+        W, A, B = weight.to(dtype), lora_A.to(dtype), lora_B.to(dtype)
+        b = None if bias is None else bias.to(dtype)
+        h, formed = None, keep is None and sum_pays(x)
+        if wants[4] or not formed:
+            h = F.linear(x if keep is None else x * keep, A)  # (tokens, r)
+        y = adapted_product(x, W, b, A, B, scaling, None if formed else h)
+        ctx.save_for_backward(
+            x if wants[1] or wants[3] else None,
+            weight if wants[0] else None,
+            lora_A if wants[0] else None,
+            lora_B if wants[0] or wants[3] else None,
+            h if wants[4] else None,
+            keep if wants[0] or wants[3] else None,
+        )
+        ctx.scaling, ctx.shape = scaling, shape
+        return y.view(*shape[:-1], len(weight))  # (tokens, out) -> (..., out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, lora_A, lora_B, h, keep = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        grad = grad.reshape(-1, grad.shape[-1])  # (..., out) -> (tokens, out)
+        of_x = of_weight = of_bias = of_A = of_B = None
+        formed = wants[0] and keep is None and sum_pays(grad)
+        if wants[3] or (wants[0] and not formed):
+            of_h = (grad @ lora_B.to(grad.dtype)).mul_(ctx.scaling)  # (tokens, r)
+        if formed:
+            of_x = grad @ torch.addmm(weight, lora_B, lora_A, alpha=ctx.scaling)  # (tokens, in)
+        elif wants[0]:
+            of_x = grad @ weight.to(grad.dtype)  # (tokens, in)
+            if keep is None:
+                of_x.addmm_(of_h, lora_A.to(grad.dtype))
+            else:
+                of_x += (of_h @ lora_A.to(grad.dtype)).mul_(keep)
+        if wants[1]:
+            of_weight = grad.T @ x  # (out, in)
+        if wants[2]:
+            of_bias = grad.sum(0)  # (out,)
+        if wants[3]:
+            of_A = of_h.T @ (x if keep is None else x * keep)  # (r, in)
+        if wants[4]:
+            of_B = grad.T @ (ctx.scaling * h)  # (out, r)
+        of_x = None if of_x is None else of_x.view(ctx.shape)  # (tokens, in) -> (..., in)
+        return of_x, of_weight, of_bias, of_A, of_B, None, None, None

@@ -1,0 +1,163 @@
+"""Put adapters into any model and freeze the rest. Knows only torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
+from lora_tutorial.lora.layers import LoraLinear, LoraModule, check_rank
+from lora_tutorial.lora.merge import lora_modules
+
+#: Heads of transformers' models, by the name they have at the top level.
+HEADS = ("classifier", "score", "qa_outputs")
+
+
+def inject_lora(
+    model: nn.Module,
+    config: LoraConfig,
+    make: Callable[[nn.Linear, LoraConfig], LoraModule] = LoraLinear.from_linear,
+) -> nn.Module:
+    """Replace the layers that ``config`` names by `LoraLinear` and freeze everything else.
+
+    The model is changed in place; until ``lora_B`` moves from zero its outputs are the same bit for bit.
+    Everything is checked before the first layer is replaced.
+
+    Parameters
+    ----------
+    model
+        Any module with ``nn.Linear`` layers.
+    config
+        What to adapt and how, see `LoraConfig`.
+    make
+        Builds the adapted layer from the plain one; a variant of LoRA is another function here.
+
+    Returns
+    -------
+    nn.Module
+        The same model; ``model.lora_config`` is the configuration.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a target is no linear layer, a name matches nothing, r is too large for a layer, or the model
+        holds adapters already.
+    """
+    if any(True for _ in lora_modules(model)):
+        raise ValueError("The model holds LoRA adapters already; inject into a fresh copy of the base.")
+    saved = matching_modules(model, config.modules_to_save, "modules_to_save")
+    targets = find_targets(model, config)
+    linears = {name: model.get_submodule(name) for name in targets}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        made = {linear: make(linear, config) for linear in dict.fromkeys(linears.values())}
+    except Exception:  # ``make`` freezes as it goes; a refusal leaves the model as it was
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        raise
+    for name, linear in linears.items():  # a layer used under two names stays one layer
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, made[linear])
+    freeze_parameters_except_lora_and_bias(model, config.bias)
+    for name in saved:
+        model.get_submodule(name).requires_grad_(True)
+    model.lora_config = config
+    return model
+
+
+def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
+    """The full names of the layers that ``config.target_modules`` selects, in the model's order.
+
+    Modules inside ``modules_to_save`` are left out, since they train whole. ``"all-linear"`` leaves out the
+    output embedding and a head (named as in `HEADS`) too, as PEFT does: a new head is random, and an
+    adapter on frozen random numbers is not what anyone wants.
+    """
+    saved = matching_modules(model, config.modules_to_save, "modules_to_save")
+    if config.target_modules == ALL_LINEAR:
+        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        linear = [n for n, m in _modules(model) if isinstance(m, nn.Linear) and m is not output]
+        names = [n for n in linear if n.partition(".")[0] not in HEADS]
+    elif isinstance(config.target_modules, str):
+        names = [n for n, _ in _modules(model) if re.fullmatch(config.target_modules, n)]
+    else:
+        names = matching_modules(model, config.target_modules, "target_modules")
+    names = [n for n in names if n and not any(n == s or n.startswith(s + ".") for s in saved)]
+    linears = f"Linear layers here end in: {_endings(model, nn.Linear)}."
+    if not names:
+        raise ValueError(f"target_modules {config.target_modules!r} leaves no layer to adapt. {linears}")
+    for name in names:
+        module = model.get_submodule(name)
+        if not isinstance(module, nn.Linear):
+            kind = type(module).__name__
+            raise TypeError(f"target_modules selects {name}, a {kind}; LoRA adapts nn.Linear only. {linears}")
+        check_rank(config.r, module.in_features, module.out_features, name)
+    return names
+
+
+def matching_modules(model: nn.Module, entries: Iterable[str], field: str) -> list[str]:
+    """Names of modules that equal an entry or end in ``.entry``; an entry without a match raises."""
+    found: set[str] = set()
+    for entry in entries:
+        names = {n for n, _ in _modules(model) if n == entry or n.endswith("." + entry)}
+        if not names:
+            known = _endings(model, nn.Linear if field == "target_modules" else nn.Module)
+            raise ValueError(f"{field}: {entry!r} matches no module. Names here end in: {known}.")
+        found |= names
+    return [n for n, _ in _modules(model) if n in found]
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return model.named_modules(remove_duplicate=False)
+
+
+def _endings(model: nn.Module, kind: type[nn.Module]) -> str:
+    ends = {n.rpartition(".")[2] for n, m in _modules(model) if isinstance(m, kind)}
+    return ", ".join(sorted(e for e in ends if not e.isdigit())) or "(none)"
+
+
+def freeze_parameters_except_lora_and_bias(
+    model: nn.Module, bias: str = "all", layer_norms: bool = False, embeddings: bool = False
+) -> None:
+    """Let only the adapters train, and what is asked for beside them.
+
+    ``bias`` is ``"none"``, ``"all"`` (every parameter named ``bias``, those of LayerNorms too) or
+    ``"lora_only"`` (those of adapted layers). ``layer_norms`` and ``embeddings`` say whether the parameters
+    of ``nn.LayerNorm`` and ``nn.Embedding`` modules train as well.
+    """
+    model.requires_grad_(False)
+    for _, module in lora_modules(model):
+        for weight, factors in module.lora_factors().items():
+            for factor in factors:
+                factor.requires_grad_(True)
+            owner = module.get_submodule(weight.rpartition(".")[0])
+            if bias == "lora_only" and owner.bias is not None:
+                owner.bias.requires_grad_(True)
+    if bias == "all":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or name.rpartition(".")[2] == "bias")
+    kinds = (nn.LayerNorm,) * layer_norms + (nn.Embedding,) * embeddings
+    for module in model.modules():
+        if isinstance(module, kinds):
+            module.requires_grad_(True)
+
+
+@contextmanager
+def disable_lora(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the low-rank paths add nothing. Trained biases, norms and heads stay as they are.
+
+    Merged adapters raise ``RuntimeError``: the weights hold the update, so there is nothing to switch off.
+    """
+    modules = [module for _, module in lora_modules(model)]
+    if any(module.merged for module in modules):
+        raise RuntimeError("Adapters are merged into the weights; call unmerge_lora(model) first.")
+    before = [module.lora_enabled for module in modules]
+    try:
+        for module in modules:
+            module.lora_enabled = False
+        yield model
+    finally:
+        for module, enabled in zip(modules, before, strict=True):
+            module.lora_enabled = enabled

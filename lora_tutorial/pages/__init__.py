@@ -1,0 +1,1 @@
+"""What only the book needs: source on the page, self-checks, figures."""

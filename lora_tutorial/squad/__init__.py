@@ -1,0 +1,1 @@
+"""Answers that are spans of a context: windows, decoding, when to refuse, kinds of errors."""

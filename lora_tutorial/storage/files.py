@@ -1,0 +1,121 @@
+"""What comes with the project beside its code: records, adapters, a text file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` survive a power cut (a no-op where folders cannot be opened)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes 0600, which a colleague could not read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+    return path
+
+
+def atomic_write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write ``value`` as indented JSON; NaN and infinity, which JSON does not have, raise ``ValueError``."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return atomic_write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str], replace: bool = True) -> Iterator[Path]:
+    """Fill a new folder beside ``path`` and move it into place when the block ends without an error.
+
+    Parameters
+    ----------
+    path
+        The folder to make.
+    replace
+        Whether an existing folder gives way to the new one. With ``False`` it raises at once.
+
+    Raises
+    ------
+    FileExistsError
+        If ``path`` is a file, or exists and ``replace`` is ``False``.
+    """
+    path = Path(path)
+    if path.exists() and (not replace or not path.is_dir()):
+        raise FileExistsError(f"{path} exists already; choose another folder or remove it first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    os.chmod(temporary, 0o755)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        fsync_folder(temporary)
+        _swap_in(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    fsync_folder(path.parent)
+
+
+def _swap_in(new: Path, path: Path) -> None:
+    """Rename ``new`` to ``path``; an old folder is moved aside first and comes back if that fails."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    os.replace(path, old)  # an empty target folder may be replaced
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+#: Name of the installed package's copy (``package-dir`` in pyproject.toml) to the folder of the repository.
+FOLDERS = {"records": "benchmarks/results", "shipped": "benchmarks/adapters", "texts": "book/data"}
+
+
+def bundled_folder(name: str) -> Path:
+    """The folder ``name`` of `FOLDERS`: the installed package's copy, or the repository's own.
+
+    A checkout has no copy, so there the repository's own is read.
+    """
+    here = Path(__file__).parent.parent
+    copy = here / name
+    return copy if copy.is_dir() else here.parent / FOLDERS[name]

@@ -1,0 +1,135 @@
+"""Every adapter that comes with the book: small, described, and as good as its record says."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_tutorial import load_adapter
+from lora_tutorial.adapters.files import TENSORS, read_adapter
+from lora_tutorial.adapters.shelf import AdapterShelf
+from lora_tutorial.adapters.shipped import stored_adapters
+from lora_tutorial.data.batches import make_loader, tokenize
+from lora_tutorial.data.metrics import load_metric
+from lora_tutorial.data.sources import load_task
+from lora_tutorial.data.tasks import DATA, LoadedTask, get_task
+from lora_tutorial.experiments.evaluate import EVALUATION_BATCH, OVERLAP, score_split
+from lora_tutorial.experiments.run import data_hash
+from lora_tutorial.experiments.ship import CARD, LIMIT
+from lora_tutorial.models.encoders import ENCODERS, load_tokenizer
+from lora_tutorial.squad.evaluator import Reader
+from lora_tutorial.storage.files import sha256_of
+from lora_tutorial.training.records import load_record
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = stored_adapters()
+TABLES = [task for task in SHIPPED if not get_task(task).extractive]
+READERS = [task for task in SHIPPED if get_task(task).extractive]
+POINTS = 0.005  # of 1: what another machine's arithmetic may turn over
+QUESTIONS = 300
+
+
+def test_on_a_shelf_each_gives_the_bits_that_it_gives_alone():
+    shelf, tokenizer = AdapterShelf("minilm"), load_tokenizer("minilm")
+    batch = tokenizer(["A short one.", "Is this sentence longer than it?"], padding=True, return_tensors="pt")
+    for task, folder in SHIPPED.items():
+        shelf.add(task, folder)
+    for task, folder in SHIPPED.items():
+        with torch.no_grad():
+            found, expected = shelf.use(task)(**batch), load_adapter(folder)(**batch)
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), (task, name)
+
+
+def card_of(folder):
+    return (folder / CARD).read_text(encoding="utf-8")
+
+
+def record_of(folder):
+    (name,) = re.findall(r"\| Record \| benchmarks/results/([\w+.-]+\.json) \|", card_of(folder))
+    return load_record(ROOT / "benchmarks" / "results" / name)
+
+
+def data_of(task, folder):
+    """The task from the folder of real data, or a skip that says what is not there."""
+    try:
+        return load_task(task, folder)
+    except FileNotFoundError as error:
+        if os.environ.get("LORA_TUTORIAL_REQUIRE_DATA"):
+            raise
+        pytest.skip(f"{task}: {error}")
+
+
+@pytest.mark.parametrize("task", SHIPPED)
+def test_it_is_small_and_its_card_says_what_its_record_does(task):
+    folder = SHIPPED[task]
+    assert sorted(p.name for p in folder.iterdir()) == [CARD, "adapter.json", "adapter.safetensors"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < LIMIT
+    record, card, (settings, _) = record_of(folder), card_of(folder), read_adapter(folder)
+    assert record.status == "finished" and record.config["task"] == task == settings["metadata"]["task"]
+    assert sha256_of(folder / TENSORS) == record.extra["adapter_sha256"]
+    origin = ENCODERS[settings["base"]["name"]]
+    for part in (
+        f"| Base | {origin.name} ({origin.licence}) |",
+        f"| Data | {DATA[task].name} ({DATA[task].licence}) |",
+        DATA[task].read_by_minilm,
+        DATA[task].overlap,
+    ):
+        assert part in card, part
+    (scores,) = re.findall(r"\| Scores \| (.*) \|", card)
+    trained = record.extra["scores"]["trained"]
+    assert scores == ", ".join(f"{name} {value:.4f}" for name, value in trained.items())
+    assert settings["metadata"]["scores"] == trained
+    assert f"| Scored on | {record.extra['scored_on']}, " in card
+    described = json.dumps(settings) + card
+    assert not re.search(r"(/\w+){2,}/|[A-Z]:\\", described.replace("benchmarks/results/", ""))
+
+
+def opened(task, data_folder):
+    """What scoring a shipped adapter takes: its data (the record's own), record, tokenizer, length."""
+    loaded, record = data_of(task, data_folder), record_of(SHIPPED[task])
+    assert data_hash(loaded.data) == record.config["data_sha256"], "other data than the record's"
+    settings, _ = read_adapter(SHIPPED[task])
+    tokenizer = load_tokenizer(settings["base"]["name"])
+    return loaded, record, tokenizer, settings["metadata"]["max_length"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TABLES)
+def test_its_score_comes_out_again(task, data_folder):
+    loaded, record, tokenizer, max_length = opened(task, data_folder)
+    rows = LoadedTask(loaded.task, type(loaded.data)(validation=loaded.data["validation"]))
+    tokens = tokenize(rows, tokenizer, max_length)["validation"]
+    loader = make_loader(tokens, tokenizer, EVALUATION_BATCH, sort_by_length=True)
+    lengths = [len(ids) for ids in tokens["input_ids"]]
+    metric = load_metric(loaded.task.metric)
+    found = score_split(load_adapter(SHIPPED[task]), loader, metric, lengths)
+    expected = record.extra["splits"]["validation"]
+    assert found["rows"] == expected["rows"]
+    alike = found["predictions_sha256"] == expected["predictions_sha256"]  # a regression's to four decimals
+    assert found["scores"] == pytest.approx(expected["scores"], abs=1e-4 if alike else POINTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", READERS)
+def test_it_answers_some_hundred_questions_about_as_well_as_its_record_says(task, data_folder):
+    loaded, record, tokenizer, max_length = opened(task, data_folder)
+    rows = loaded.data["validation"].shuffle(seed=0).select(range(QUESTIONS))
+    expected = record.extra["splits"]["validation"]["scores"]
+    reader = Reader(rows, tokenizer, max_length, OVERLAP, EVALUATION_BATCH)
+    answers = reader(load_adapter(SHIPPED[task]))
+    predictions = [{"id": answer.id, "prediction_text": answer.text()} for answer in answers]
+    options = {}
+    if "threshold" in expected:
+        for prediction, answer in zip(predictions, answers, strict=True):
+            prediction["no_answer_probability"] = answer.doubt
+        options = {"no_answer_threshold": expected["threshold"]}
+    references = [{"id": row["id"], "answers": row["answers"]} for row in rows]
+    scores = load_metric(loaded.task.metric).compute(
+        predictions=predictions, references=references, **options
+    )
+    # A mean over 300 questions has a standard error below 100 * 0.5 / sqrt(300) = 2.9 points.
+    assert scores["f1"] == pytest.approx(expected["f1"], abs=3 * 2.9)

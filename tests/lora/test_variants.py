@@ -1,0 +1,251 @@
+"""rsLoRA, LoRA+, DoRA, PiSSA: the formula, merging, the invariant of each, refusals."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft_models import shake
+from torch import nn
+from torch.nn import functional as F
+
+from lora_tutorial import (
+    LoraConfig,
+    LoraLinear,
+    count_parameters,
+    disable_lora,
+    freeze_parameters_except_lora_and_bias,
+    lora_modules,
+    merge_lora,
+    unload_lora,
+    unmerge_lora,
+)
+from lora_tutorial.lora.variants import (
+    VARIANTS,
+    DoraLinear,
+    PissaLinear,
+    inject_variant,
+    loraplus_groups,
+    variant_of,
+)
+
+pytestmark = pytest.mark.usefixtures("seeded_on_one_thread")
+
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
+LORA = LoraConfig(r=3, lora_alpha=7, target_modules=("0", "2"))
+
+
+def layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 14), nn.Tanh(), nn.Linear(14, 6, bias=False), nn.Linear(6, 2))
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
+
+
+@st.composite
+def cases(draw):
+    """(variant, adapted layer off its start, layer it came from, input); in != out and alpha != r always."""
+    n_in, n_out = draw(st.integers(2, 20)), draw(st.integers(2, 20))
+    n_out += n_in == n_out
+    r = draw(st.integers(1, min(n_in, n_out)))
+    variant = draw(st.sampled_from(sorted(VARIANTS)))
+    config = LoraConfig(r=r, lora_alpha=draw(st.sampled_from([0.5, 2.5])), target_modules=("0",))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    linear = nn.Linear(n_in, n_out, bias=draw(st.booleans()), dtype=dtype)
+    layer = inject_variant(nn.Sequential(copy.deepcopy(linear)), config, variant)[0]
+    for parameter in (p for p in layer.parameters() if p.requires_grad):
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    shape = draw(st.lists(st.integers(1, 4), max_size=2))
+    return variant, layer, linear, torch.randn(*shape, n_in, dtype=dtype)
+
+
+def written_out(variant: str, layer: LoraLinear, linear: nn.Linear, *factors: torch.Tensor) -> torch.Tensor:
+    """The adapted weight by the paper's formula, apart from the package."""
+    A, B = factors[:2]
+    r, alpha = layer.lora_config.r, layer.lora_config.lora_alpha
+    scale = alpha / r**0.5 if variant == "rslora" else alpha / r
+    if variant == "pissa":
+        U, S, V = torch.linalg.svd(linear.weight.double())
+        kept = (U[:, :r] * S[:r] @ V[:r]).to(A.dtype)
+        return linear.weight - kept + scale * B @ A
+    weight = linear.weight + scale * B @ A
+    if variant != "dora":
+        return weight
+    return factors[2][:, None] * weight / weight.norm(dim=1, keepdim=True).detach()
+
+
+@settings(max_examples=80, deadline=None)
+@given(cases())
+def test_output_gradients_and_merging_are_the_formulas(case):
+    variant, layer, linear, x = case
+    factors = layer.lora_factors()["weight"]
+    copies = [f.detach().clone().requires_grad_() for f in factors]
+    weight = written_out(variant, layer, linear, *copies)
+    expected, y = F.linear(x, weight, linear.bias), layer(x)
+    assert relative(y, expected) < TOLERANCE[x.dtype]
+    assert not torch.allclose(y, linear(x))
+    expected.square().sum().backward()
+    y.square().sum().backward()
+    for factor, copied in zip(factors, copies, strict=True):
+        assert relative(factor.grad, copied.grad) < 50 * TOLERANCE[x.dtype]
+    assert relative(layer.weight + layer.lora_delta(), weight) < TOLERANCE[x.dtype]
+
+    before, delta = layer.weight.clone(), layer.lora_delta()
+    layer.merge()
+    once = layer.weight.clone()
+    assert relative(once, weight) < TOLERANCE[x.dtype] and relative(layer(x), y) < TOLERANCE[x.dtype]
+    layer.merge()
+    layer.train().eval()  # neither mode touches a weight
+    assert torch.equal(layer.weight, once) and torch.equal(layer.lora_delta(), delta)
+    layer.unmerge()
+    assert torch.equal(layer.weight, before) and torch.equal(layer(x), y)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_model_starts_as_the_base_trains_its_adapter_only_and_merges(variant):
+    model, x = layers(), torch.randn(5, 10)
+    with torch.no_grad():
+        before = model(x)
+    inject_variant(model, LORA, variant)
+    assert variant_of(model) == (variant if variant in ("dora", "pissa") else "lora")
+    if variant == "pissa":
+        assert (model(x) - before).abs().max() < 1e-6 and not torch.equal(model(x), before)
+    else:
+        assert torch.equal(model(x), before)
+    names = {f"{n}.lora_{x}" for n in "02" for x in ("A", "B", *(["magnitude"] if variant == "dora" else []))}
+    start = {n: p.clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.Adam(VARIANTS[variant].groups(model, 0.01))
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    assert {n for n, p in model.named_parameters() if not torch.equal(p, start[n])} == names
+    freeze_parameters_except_lora_and_bias(model, "none")  # a second freezing forgets nothing
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == names
+
+    trained = model(x)
+    with disable_lora(model):
+        assert torch.allclose(model(x), before, atol=1e-6)
+    with torch.no_grad():
+        merged = merge_lora(model)(x)
+        assert torch.allclose(merged, trained, atol=1e-5)
+        assert torch.equal(unmerge_lora(model)(x), trained)
+        unload_lora(model)
+    assert type(model[0]) is type(model[2]) is nn.Linear
+    assert torch.equal(model(x), merged)
+
+
+# ---- the invariant of each --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dora_is_the_base_bit_for_bit_at_its_start(dtype):
+    linear, x = nn.Linear(33, 20).to(dtype), torch.randn(7, 33, dtype=dtype)
+    layer = DoraLinear.from_linear(linear, LoraConfig(r=4, lora_alpha=9, lora_dropout=0.3))
+    assert torch.equal(layer.eval()(x), linear(x)) and torch.equal(layer.train()(x), linear(x))
+    assert layer.lora_magnitude.shape == (20,)
+    assert layer.lora_magnitude.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+
+
+def test_doras_rows_have_the_length_of_its_magnitudes_wherever_b_and_a_point():
+    layer = DoraLinear.from_linear(nn.Linear(30, 20), LoraConfig(r=4))
+    shake(layer, 1.0)
+    weight = layer.weight + layer.lora_delta()
+    assert torch.allclose(weight.norm(dim=1), layer.lora_magnitude.abs(), rtol=1e-5)
+    assert torch.linalg.matrix_rank(layer.lora_delta().double(), tol=1e-4) == 20  # well above r
+
+
+def test_dora_trains_one_number_more_for_each_output():
+    config = LoraConfig(r=3, target_modules=("0", "2"))
+    counts = {v: count_parameters(inject_variant(layers(), config, v)).trainable for v in VARIANTS}
+    lora = counts.pop("lora")
+    assert lora == 3 * (10 + 14) + 3 * (14 + 6)
+    assert counts == {"rslora": lora, "loraplus": lora, "dora": lora + 14 + 6, "pissa": lora}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_pissas_parts_sum_to_the_weight_and_the_largest_are_in_the_adapter(rslora):
+    linear = nn.Linear(30, 20)
+    before, sigma = linear.weight.clone(), torch.linalg.svdvals(linear.weight)
+    layer = PissaLinear.from_linear(linear, LoraConfig(r=4, lora_alpha=9, use_rslora=rslora))
+    assert torch.equal(linear.weight, before) and not layer.weight.requires_grad
+    assert relative(layer.weight + layer.lora_delta(), before) < 1e-6
+    assert relative(layer.pretrained(), before) < 1e-6
+    assert torch.allclose(torch.linalg.svdvals(layer.lora_delta())[:4], sigma[:4], rtol=1e-5)
+    assert torch.allclose(torch.linalg.svdvals(layer.weight)[:16], sigma[4:], rtol=1e-5)
+    shake(layer)  # the start stays the start
+    assert relative(layer.pretrained(), before) < 1e-6 and relative(layer.lora_delta(), before) > 0.1
+
+
+def size_of_the_first_update(r: int, variant: str) -> float:
+    """Root mean square of what the layer's output gains by one step of Adam, on tokens not trained on."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(256, 256, bias=False))
+    inject_variant(model, LoraConfig(r=r, lora_alpha=16, target_modules=("0",)), variant)
+    x, teacher, fresh = torch.randn(512, 256), torch.randn(256, 256), torch.randn(512, 256)
+    before = model(fresh).detach()
+    optimizer = torch.optim.Adam(VARIANTS[variant].groups(model, 1e-3))
+    (model(x) - x @ teacher).square().sum().backward()
+    optimizer.step()
+    return (model(fresh) - before).square().mean().sqrt().item()
+
+
+def test_rsloras_scale_keeps_the_size_of_the_update_as_the_rank_grows():
+    plain, stable = (
+        [size_of_the_first_update(r, variant) for r in (1, 8, 64)] for variant in ("lora", "rslora")
+    )
+    assert max(stable) < 1.2 * min(stable)
+    assert plain[2] / plain[0] == pytest.approx(1 / 8, rel=0.2)  # one over the root of 64: it fades
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "says"),
+    [
+        (lambda: inject_variant(layers(), LORA, "lora++"), ValueError, "one of lora, rslora"),
+        (lambda: DoraLinear(4, 5), TypeError, r"DoraLinear\.from_linear"),
+        (lambda: PissaLinear(4, 5), TypeError, r"PissaLinear\.from_linear"),
+        (
+            lambda: inject_variant(
+                layers(), LoraConfig(r=2, target_modules=("0",), lora_dropout=0.1), "pissa"
+            ),
+            ValueError,
+            "lora_dropout to 0; got 0.1",
+        ),
+        (lambda: loraplus_groups(layers(), 1e-3), ValueError, "No lora_B trains"),
+        (lambda: loraplus_groups(inject_variant(layers(), LORA), 1e-3, ratio=0), ValueError, "ratio must"),
+        (lambda: loraplus_groups(inject_variant(layers(), LORA), float("nan")), ValueError, "lr must"),
+        (
+            lambda: loraplus_groups(inject_variant(layers(), LORA), 1e-3, weight_decay=-1),
+            ValueError,
+            "weight_decay",
+        ),
+    ],
+)
+def test_bad_input_is_refused(act, error, says):
+    with pytest.raises(error, match=says):
+        act()
+
+
+def test_what_a_layer_cannot_hold_is_refused_before_any_change():
+    model = layers()
+    model[2].weight.data[1:3] = 0
+    with pytest.raises(ValueError, match="2 of 6 rows of this weight are zero"):
+        inject_variant(model, LORA, "dora")
+    assert not list(lora_modules(model)) and all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("variant", ["dora", "pissa"])
+def test_packed_weights_are_refused(variant):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    layer = bitsandbytes.nn.Linear4bit(64, 64, compute_dtype=torch.float32).to("cpu")
+    with pytest.raises(TypeError, match="dequantize_linears"):
+        inject_variant(nn.Sequential(layer), LoraConfig(target_modules=("0",)), variant)

@@ -1,0 +1,113 @@
+"""The hand-written attention against transformers' own and against injection."""
+
+import copy
+
+import pytest
+import torch
+from attention_checks import SIZES, by_hand, encoder
+from torch import nn
+from transformers import RobertaConfig
+from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
+
+from lora_tutorial import (
+    LoraConfig,
+    LoraRobertaSelfAttention,
+    disable_lora,
+    inject_lora,
+    merge_lora,
+    unload_lora,
+    unmerge_lora,
+)
+
+
+def run(model, batch, seed=5):
+    torch.manual_seed(seed)  # the same dropout masks
+    return model(**batch).last_hidden_state
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("training", [True, False])
+def test_at_zero_it_is_robertas_attention_bit_for_bit(implementation, training, batch):
+    base = encoder(implementation).train(training)
+    ours = by_hand(copy.deepcopy(base), random_B=False)
+    assert sum(isinstance(m, LoraRobertaSelfAttention) for m in ours.modules()) == 2
+    assert torch.equal(run(base, batch), run(ours, batch))
+    assert not torch.equal(run(base, batch), run(by_hand(copy.deepcopy(base)), batch))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("training", [True, False])
+def test_it_equals_injection_at_the_same_weights(implementation, training, batch):
+    ours = by_hand(encoder(implementation).train(training))
+    other = inject_lora(encoder(implementation).train(training), LoraConfig(r=3, lora_alpha=6))
+    for layer, theirs in zip(ours.encoder.layer, other.encoder.layer, strict=True):
+        attention, injected = layer.attention.self, theirs.attention.self
+        for name, linear in (("query", injected.query), ("value", injected.value)):
+            lora_A, lora_B = attention.lora_factors()[f"{name}.weight"]
+            with torch.no_grad():
+                linear.lora_A.copy_(lora_A)
+                linear.lora_B.copy_(lora_B)
+    y, z = run(ours, batch), run(other, batch)
+    assert not torch.equal(y, run(encoder(implementation).train(training), batch))
+    torch.testing.assert_close(y, z, rtol=1e-6, atol=1e-6)
+    y.square().sum().backward()
+    z.square().sum().backward()
+    for layer, theirs in zip(ours.encoder.layer, other.encoder.layer, strict=True):
+        for name in ("query", "value"):
+            pair = layer.attention.self.lora_factors()[f"{name}.weight"]
+            linear = getattr(theirs.attention.self, name)
+            for factor, injected in zip(pair, (linear.lora_A, linear.lora_B), strict=True):
+                assert factor.grad.abs().sum() > 0
+                torch.testing.assert_close(factor.grad, injected.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_both_projections_go_through_their_updates(batch):
+    torch.manual_seed(0)
+    module = LoraRobertaSelfAttention(encoder().config, r=3, lora_alpha=6).eval()
+    x = torch.randn(2, 5, 24)
+    for name in ("query", "value"):
+        nn.init.normal_(getattr(module, f"lora_{name}_B"))
+        linear, update = getattr(module, name), module.lora_delta(f"{name}.weight")
+        expected = nn.functional.linear(x, linear.weight + update, linear.bias)
+        torch.testing.assert_close(getattr(module, f"lora_{name}")(x), expected, rtol=1e-5, atol=1e-6)
+    assert module.lora_scaling == 2.0 and module.scaling == 6**-0.5
+    full = module(x)[0]
+    for name in ("query", "value"):  # each alone changes the output
+        with torch.no_grad():
+            kept = getattr(module, f"lora_{name}_B").clone()
+            getattr(module, f"lora_{name}_B").zero_()
+            assert not torch.allclose(module(x)[0], full, rtol=1e-3)
+            getattr(module, f"lora_{name}_B").copy_(kept)
+
+
+def test_merge_disable_unload(batch):
+    base = encoder().eval()
+    ours = by_hand(copy.deepcopy(base))
+    y = run(ours, batch)
+    with disable_lora(ours):
+        assert torch.equal(run(ours, batch), run(base, batch))
+    merge_lora(ours)
+    torch.testing.assert_close(run(ours, batch), y, rtol=1e-5, atol=1e-5)
+    assert torch.equal(run(unmerge_lora(ours), batch), y)
+    plain = unload_lora(ours)
+    assert list(plain.state_dict()) == list(base.state_dict())
+    assert all(type(layer.attention.self) is RobertaSelfAttention for layer in plain.encoder.layer)
+    torch.testing.assert_close(run(plain, batch), y, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_weights_come_back_under_eager(batch):
+    ours = by_hand(encoder("eager").eval())
+    attentions = ours(**batch, output_attentions=True).attentions
+    assert len(attentions) == 2 and attentions[0].shape == (3, 4, 9, 9)
+    torch.testing.assert_close(attentions[0].sum(-1), torch.ones(3, 4, 9))
+
+
+def test_a_plain_checkpoint_loads_and_a_decoder_is_refused():
+    config = encoder().config
+    result = LoraRobertaSelfAttention(config).load_state_dict(
+        RobertaSelfAttention(config).state_dict(), strict=False
+    )
+    assert not result.unexpected_keys
+    assert set(result.missing_keys) == {f"lora_{name}_{x}" for name in ("query", "value") for x in "AB"}
+    with pytest.raises(ValueError, match="inject_lora"):
+        LoraRobertaSelfAttention(RobertaConfig(**SIZES, is_decoder=True))

@@ -1,0 +1,75 @@
+"""The interactive figure: right errors, one small page that is the same everywhere and asks for nothing."""
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+
+from lora_tutorial.pages.explorables import rank_errors, rank_slider
+
+NUMBERS = np.random.default_rng(0)
+MATRIX = NUMBERS.normal(size=(96, 80))
+
+
+def data_of(page):
+    return json.loads(re.search(r"d = (\{.*?\});", page.data).group(1))
+
+
+def unpack(data, part):
+    return np.frombuffer(base64.b64decode(data[part]), dtype=np.int8).reshape(-1, data["side"]).astype(float)
+
+
+def test_rank_errors_are_those_of_the_truncated_svd():
+    U, S, Vh = np.linalg.svd(MATRIX, full_matrices=False)
+    errors = rank_errors(MATRIX)
+    assert len(errors) == 81 and errors[0] == 1 and errors[80] == 0
+    for r in (1, 7, 40, 79):
+        rest = np.linalg.norm(MATRIX - (U[:, :r] * S[:r]) @ Vh[:r]) / np.linalg.norm(MATRIX)
+        assert errors[r] == pytest.approx(rest, rel=1e-9)
+
+
+@pytest.mark.parametrize("r", [3, 80])
+def test_the_packed_vectors_multiply_to_the_corner_of_the_approximation(r):
+    data = data_of(rank_slider(MATRIX, "a matrix"))
+    drawn = (unpack(data, "left")[:r].T * data["scale"][:r]) @ unpack(data, "right")[:r]
+    U, S, Vh = np.linalg.svd(MATRIX, full_matrices=False)
+    corner = ((U[:, :r] * S[:r]) @ Vh[:r])[:64, :64]
+    assert np.linalg.norm(drawn - corner) < 0.02 * np.linalg.norm(corner)
+    assert (data["out"], data["in"]) == (96, 80)
+
+
+def test_the_page_does_not_depend_on_the_signs_an_svd_happens_to_choose(monkeypatch):
+    page, svd = rank_slider(MATRIX, "a matrix").data, np.linalg.svd
+
+    def flipped(matrix, full_matrices=True, compute_uv=True):
+        if not compute_uv:
+            return svd(matrix, compute_uv=False)
+        U, S, Vh = svd(matrix, full_matrices=full_matrices)
+        return -U, S, -Vh
+
+    monkeypatch.setattr(np.linalg, "svd", flipped)
+    assert rank_slider(MATRIX, "a matrix").data == page
+
+
+def test_the_page_is_small_asks_for_nothing_and_can_be_operated_by_keyboard():
+    page = rank_slider(NUMBERS.normal(size=(384, 384)), "a matrix", r=5).data
+    assert len(page) < 150_000
+    assert not re.search(r"https?:|//cdn|\bsrc=|\bimport\b|fetch\(|@[A-Z]+@", page)
+    assert '<label for="rank-slider-input">' in page and 'aria-live="polite"' in page
+    assert '<input id="rank-slider-input" type="range" min="1" max="384" step="1" value="5">' in page
+
+
+@pytest.mark.parametrize(
+    "matrix, r, message",
+    [
+        (np.ones((63, 80)), 8, r"\(63, 80\)"),
+        (np.ones(80), 8, r"\(80,\)"),
+        (MATRIX, 81, "81"),
+        (MATRIX, 0, "1 and 80"),
+    ],
+)
+def test_a_matrix_too_small_or_a_rank_it_cannot_have_is_refused(matrix, r, message):
+    with pytest.raises(ValueError, match=message):
+        rank_slider(matrix, "a matrix", r=r)

@@ -1,0 +1,89 @@
+"""What the chapters call: shown source, silence, one figure style."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from lora_tutorial.lora import config
+from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.pages import source as teaching
+from lora_tutorial.pages.source import show_source
+
+
+def test_shown_source_is_the_source_and_no_more():
+    shown = show_source(LoraConfig)
+    assert repr(shown) == inspect.getsource(LoraConfig).rstrip("\n")
+    page = shown._repr_html_()
+    assert '<div class="highlight">' in page
+    assert "style=" not in page  # colours belong to the theme, which has two
+
+
+def test_shown_method_starts_at_the_margin():
+    assert repr(show_source(LoraConfig.to_dict)).startswith("def to_dict")
+
+
+def test_docstrings_can_be_left_out_and_the_rest_still_parses():
+    plain = repr(show_source(config, docstring=False))
+    compile(plain, "config", "exec")
+    assert '"""' not in plain
+    assert "class LoraConfig" in plain
+    only_docstring = teaching._without_docstrings('def f():\n    """All there is."""\n')
+    compile(only_docstring, "f", "exec")
+
+
+@pytest.mark.parametrize("thing", [len, 3, "text"])
+def test_what_has_no_source_is_refused_by_name(thing):
+    with pytest.raises(TypeError, match="has no Python source: pass a class, function"):
+        show_source(thing)
+
+
+def contrast(first, second):
+    """The WCAG contrast ratio of two colours (#rrggbb)."""
+
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#14171c"])
+def test_figures_read_on_both_pages(page):
+    from lora_tutorial.pages import style as figures
+
+    assert contrast(figures.AXIS, page) > 4
+    for name, colour in figures.OKABE_ITO.items():
+        assert contrast(colour, page) > 2, name
+
+
+def test_pictures_are_the_same_twice(tmp_path):
+    script = (
+        "import sys, matplotlib; matplotlib.use('Agg')\n"
+        "import matplotlib.pyplot as plt\n"
+        "from lora_tutorial.pages.style import use_style\n"
+        "use_style(); fig, ax = plt.subplots(); ax.plot([1, 3, 2]); fig.savefig(sys.argv[1])\n"
+    )
+    for name in ("a.png", "b.png"):
+        subprocess.run([sys.executable, "-c", script, tmp_path / name], check=True)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_quiet_leaves_nothing_on_stderr():
+    script = (
+        "from lora_tutorial.pages.source import quiet\n"
+        "quiet()\n"
+        "import logging\n"
+        "from transformers.utils import logging as library\n"
+        "library.get_logger('transformers.x').warning('advice')\n"
+        "logging.getLogger('datasets.x').warning('advice')\n"
+        "import tqdm, sys\n"
+        "list(tqdm.tqdm(range(3)))\n"
+    )
+    noisy = script.replace("\nquiet()\n", "\n")
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    assert subprocess.run([sys.executable, "-c", noisy], capture_output=True, text=True).stderr != ""
