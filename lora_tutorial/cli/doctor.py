@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rich.table import Table
 
+from lora_tutorial.cli.screen import console
 from lora_tutorial.models import minilm
 from lora_tutorial.storage import downloads, hub
 
@@ -80,3 +82,12 @@ def _folder() -> Finding:
     return Finding(
         "LORA_TUTORIAL_DATA", bool(tasks), ", ".join(tasks) or "no task", f"Nothing to read in {folder}."
     )
+
+
+def report() -> None:
+    """Print the table."""
+    table = Table("", "what", "found", "what to do", show_lines=False)
+    for finding in diagnose():
+        mark = "[green]ok[/green]" if finding.ok else "[yellow]--[/yellow]"
+        table.add_row(mark, finding.what, finding.found, "" if finding.ok else finding.advice)
+    console.print(table)
