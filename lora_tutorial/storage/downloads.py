@@ -155,7 +155,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     What a killed process had half written beside ``folder`` is removed on entry.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with FileLock(files.lock_file(folder)):
         for leftover in folder.parent.glob(f".{folder.name}.*"):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)

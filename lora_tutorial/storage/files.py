@@ -1,4 +1,4 @@
-"""What comes with the project beside its code: records, adapters, a text file."""
+"""Files and folders that are whole or absent, a lock on a folder, and what comes with the project."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+
+class FolderInUseError(RuntimeError):
+    """Another process is writing into the folder."""
 
 
 def fsync_folder(folder: Path) -> None:
@@ -96,6 +102,49 @@ def _swap_in(new: Path, path: Path) -> None:
         os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: str | os.PathLike[str], what: str = "the folder") -> Iterator[None]:
+    """Hold a folder for this process alone while the block runs; a second one is refused, not kept waiting.
+
+    The operating system drops the lock with the process, however that ends. The folder need not exist yet
+    and may be replaced in the meantime: the lock is the file ``.<name>.lock`` beside it.
+
+    Parameters
+    ----------
+    folder
+        The folder to hold.
+    what
+        What is being done there, for the message: ``"the run"``.
+
+    Raises
+    ------
+    FolderInUseError
+        If another process, or another block of this one, holds the folder.
+    """
+    folder = Path(folder).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = lock_file(folder)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FolderInUseError(
+            f"Another process is working on {what} in {folder}; wait until it has ended, or choose another "
+            "folder."
+        ) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows: not while it is open
+            file.unlink()
+        lock.release()
+
+
+def lock_file(folder: Path) -> Path:
+    """The file beside ``folder`` that stands for the right to write it."""
+    return folder.parent / f".{folder.name}.lock"
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
