@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_tutorial.training.recipes import Recipe
+from lora_tutorial.training.recipes import Recipe, with_defaults
 from lora_tutorial.training.records import RunRecord, load_record
 
 
@@ -24,7 +24,7 @@ def found_record(
         return None
     record = load_record(path)
     same = {key: value for key, value in record.config.items() if key != "base_sha256"} == config
-    same = same and (record.recipe, record.seed) == (recipe.to_dict(), seed)
+    same = same and (with_defaults(record.recipe), record.seed) == (recipe.to_dict(), seed)
     if not same or (finished and record.status != "finished"):
         raise SystemExit(f"{path} is the record of another run; move it away first.")
     return record

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_tutorial.analysis.published import PUBLISHED_GLUE
+from lora_tutorial.training.recipes import with_defaults
 
 if TYPE_CHECKING:
     from lora_tutorial.training.records import RunRecord
@@ -104,7 +105,7 @@ def collect(records: Iterable[RunRecord], tasks: Iterable[str]) -> Board:
 
 
 def _settings(record: RunRecord) -> str:
-    recipe = sorted((k, v) for k, v in record.recipe.items() if v is not None)  # None: as if not there yet
+    recipe = sorted(with_defaults(record.recipe).items())
     return repr([record.config.get(name) for name in _MUST_AGREE] + recipe)
 
 

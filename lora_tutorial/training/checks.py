@@ -16,7 +16,7 @@ from accelerate.tracking import get_available_trackers
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from lora_tutorial.training.recipes import Recipe
+from lora_tutorial.training.recipes import Recipe, with_defaults
 from lora_tutorial.training.records import RunRecord
 
 
@@ -132,7 +132,8 @@ def check_identity(theirs: RunRecord, ours: RunRecord, where: Path) -> None:
 
 
 def _identity(record: RunRecord) -> dict[str, Any]:
-    return _flat({"recipe": record.recipe, "config": record.config, "seed": record.seed} | record.identity)
+    recipe = with_defaults(record.recipe)
+    return _flat({"recipe": recipe, "config": record.config, "seed": record.seed} | record.identity)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

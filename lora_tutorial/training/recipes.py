@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,13 @@ class Recipe:
         ``"no"``, ``"bf16"`` or ``"fp16"``.
     start_from
         Task whose trained adapter is the starting point, or ``None``.
+    patience
+        Stop after this many epochs in a row without a better main score on the held-out rows; ``None`` trains
+        for all ``epochs``. The schedule is that of all ``epochs``, so use ``"constant"`` with a generous
+        number of them.
+    keep_best
+        Whether the model ends with the weights of its best epoch (by main score, the earliest of equals)
+        instead of the last. That score was chosen on the rows that gave it: report another split's.
 
     Raises
     ------
@@ -72,11 +80,13 @@ class Recipe:
     attention_dropout: float | None = None
     mixed_precision: str = "no"
     start_from: str | None = None
+    patience: int | None = None
+    keep_best: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size", "max_length", "max_examples"):
+        for field in ("epochs", "batch_size", "max_length", "max_examples", "patience"):
             value = getattr(self, field)
-            if value is None and field == "max_examples":
+            if value is None and field in ("max_examples", "patience"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"Recipe {field}={value!r}: give a whole number of at least 1.")
@@ -96,8 +106,9 @@ class Recipe:
                 raise TypeError(f"Recipe {field}={value!r}: give {accepted}.")
             if not math.isfinite(value) or not holds(value):
                 raise ValueError(f"Recipe {field}={value!r}: give {accepted}.")
-        if not isinstance(self.group_by_length, bool):
-            raise TypeError(f"Recipe group_by_length={self.group_by_length!r}: give True or False.")
+        for field in ("group_by_length", "keep_best"):
+            if not isinstance(getattr(self, field), bool):
+                raise TypeError(f"Recipe {field}={getattr(self, field)!r}: give True or False.")
         for field, choices in (("schedule", SCHEDULES), ("mixed_precision", PRECISIONS)):
             if getattr(self, field) not in choices:
                 raise ValueError(
@@ -138,6 +149,16 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return dataclasses.asdict(self)
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's recipe, with the defaults of the fields that were not there yet when it was written.
+
+    Compare recipes in this form: a field that a later version adds does not make an old run another one.
+    """
+    fields = dataclasses.fields(Recipe)
+    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    return {**defaults, **values}
 
 
 def _paper(epochs: int, batch_size: int, learning_rate: float, start_from: str | None = None) -> Recipe:

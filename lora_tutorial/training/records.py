@@ -133,6 +133,11 @@ class RunRecord:
         # max keeps the first of equals
         return _score_line(max(scored, key=lambda epoch: epoch["scores"][self.main_score]))
 
+    @property
+    def kept(self) -> dict[str, Any] | None:
+        """The same for the weights that the run ended with: ``best`` if the recipe keeps it, else ``last``."""
+        return self.best if self.recipe.get("keep_best") else self.last
+
     def add_step(self, loss: float, learning_rate: float, grad_norm: float | None) -> None:
         """Append one optimiser step, to the seven digits that single precision holds."""
         for name, value in zip(STEP_SERIES, (loss, learning_rate, grad_norm), strict=True):

@@ -62,6 +62,7 @@ class Sitting:
         )
         self.eval_loader = self.accelerator.prepare(eval_loader) if eval_loader is not None else None
         self.step, self.record, self.last_checkpoint = 0, None, None
+        self.best_tensors: dict[str, Tensor] = {}  # of the best epoch, where the recipe keeps them
         self._random: tuple[Any, Any] | None = None  # generators to put back before the next batch
 
     # ---- beginning ---------------------------------------------------------------------------------------
@@ -131,6 +132,7 @@ class Sitting:
         process = self.accelerator.process_index
         self._random = checkpoints.random_part(saved.tensors, process), saved.values["random"][process]
         self.step, self.last_checkpoint = saved.step, saved.folder
+        self.best_tensors = {n: v for n, v in saved.tensors.items() if n.startswith("best.")}
 
     # ---- going on ----------------------------------------------------------------------------------------
 
@@ -188,7 +190,12 @@ class Sitting:
         )
         self.accelerator.log({f"eval/{name}": value for name, value in scores.items()}, step=self.step)
         self.record.check()
-        if self.step == self.total_steps:
+        best = self.record.best
+        if self.recipe.keep_best and best["epoch"] == epoch + 1:
+            tensors = checkpoints.model_tensors(self.model)
+            self.best_tensors = {f"best.{n}": v.detach().cpu().clone() for n, v in tensors.items()}
+        patience = self.recipe.patience
+        if self.step == self.total_steps or (patience and epoch + 1 - best["epoch"] >= patience):
             self.record.status = "finished"
         self.save()
 
@@ -197,7 +204,7 @@ class Sitting:
         self._tick()
         states = gather_object([checkpoints.random_state()])
         if self.folder is not None and self.accelerator.is_main_process:
-            tensors = checkpoints.model_tensors(self.model)
+            tensors = checkpoints.model_tensors(self.model) | self.best_tensors
             tensors |= checkpoints.optimizer_tensors(self.model, self.optimizer)
             for process, (generators, _) in enumerate(states):
                 tensors |= {f"random.{process}.{name}": value for name, value in generators.items()}
@@ -370,17 +377,26 @@ def train(
     run = Sitting(model, train_loader, eval_loader, recipe, output_dir, seed, checkpoint_every, log_with, cpu)
     if scorer is None and eval_loader is not None:
         scorer = _Scorer(run.eval_loader, metric)
+    if scorer is None and (recipe.patience is not None or recipe.keep_best):
+        raise ValueError(
+            "patience and keep_best need held-out scores: give eval_loader and metric, or scorer."
+        )
     try:
         run.begin(dict(config or {}), resume)
         hidden = None if progress and run.accelerator.is_main_process else True  # None: hidden off a terminal
         with tqdm(total=run.total_steps, initial=run.step, unit="step", disable=hidden) as bar:
             for epoch in range(run.step // run.steps_per_epoch, recipe.epochs):
+                if run.record.status == "finished":
+                    break
                 run.wrapped.train()
                 for batch in run.batches(epoch):
                     loss = _update(run, batch)
                     bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", refresh=False)
                     bar.update()
                 run.end_epoch(epoch, scorer)
+        if run.best_tensors:
+            best = {name.removeprefix("best."): value for name, value in run.best_tensors.items()}
+            checkpoints.restore_model(model, best)
     except Exception as error:
         run.fail(error)
         raise

@@ -50,6 +50,7 @@ def test_the_papers_table_9():
         ({"adam_beta2": 1.0}, "adam_beta2"),
         ({"max_grad_norm": 0.0}, "max_grad_norm"),
         ({"max_examples": 0}, "max_examples"),
+        ({"patience": 0}, "patience=0: give a whole number of at least 1"),
         ({"schedule": "steps"}, "schedule='steps': choose from linear, cosine, constant"),
         ({"mixed_precision": "fp8"}, "mixed_precision='fp8'"),
         ({"lr": 1.0}, "no field lr"),
@@ -60,6 +61,8 @@ def test_a_bad_recipe_is_refused_by_field(changes, said):
         recipes.load_recipe("tutorial", **changes)
     with pytest.raises(TypeError, match="learning_rate='fast'"):
         recipes.load_recipe("quick", learning_rate="fast")
+    with pytest.raises(TypeError, match="keep_best=1: give True or False"):
+        recipes.load_recipe("quick", keep_best=1)
 
 
 def test_unknown_recipes_and_tasks_are_refused_with_the_known_ones():
