@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -56,16 +57,33 @@ def new_factors(
     return lora_A, lora_B
 
 
-class LoraModule(ABC):
+def factors_for(linear: nn.Linear, config: LoraConfig) -> tuple[nn.Parameter, nn.Parameter]:
+    """`new_factors` on the device of a layer, in float32 or, where its weight is that, float64."""
+    # Half precision or 4 bits are for what stays frozen: an update of 1e-4 would be lost in them.
+    dtype = torch.float64 if linear.weight.dtype == torch.float64 else torch.float32
+    return new_factors(linear.in_features, linear.out_features, config, linear.weight.device, dtype)
+
+
+class LoraModule(nn.Module, ABC):
     """What every module that holds an adapter can do: say its update, merge it, and undo that exactly.
 
-    A subclass is also an ``nn.Module``; it sets `lora_config` and says in `lora_factors` which of its
-    weights are adapted. Merging is explicit: neither ``train()`` nor ``eval()`` changes a weight.
+    A subclass sets `lora_config` and says in `lora_factors` which of its weights are adapted. Merging is
+    explicit: neither ``train()`` nor ``eval()`` changes a weight.
     """
 
     lora_config: LoraConfig
     lora_enabled: bool = True
     _originals: dict[str, Tensor] | None = None  # set while merged
+
+    @classmethod
+    def around(cls, module: nn.Module) -> Self:
+        """A new module that holds the parts and settings of ``module`` (not copies), and no adapter yet."""
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new.__dict__.update({key: value for key, value in module.__dict__.items() if key[0] != "_"})
+        for parts in ("_parameters", "_buffers", "_modules"):
+            new.__dict__[parts].update(module.__dict__[parts])
+        return new
 
     @abstractmethod
     def lora_factors(self) -> dict[str, tuple[Tensor, ...]]:
@@ -165,11 +183,7 @@ class LoraLinear(LoraModule, nn.Linear):
 
     def _add_lora(self, config: LoraConfig) -> None:
         self.lora_config = config
-        # Half precision or 4 bits are for what stays frozen: an update of 1e-4 would be lost in them.
-        dtype = self.weight.dtype if self.weight.dtype in (torch.float32, torch.float64) else torch.float32
-        self.lora_A, self.lora_B = new_factors(
-            self.in_features, self.out_features, config, self.weight.device, dtype
-        )
+        self.lora_A, self.lora_B = factors_for(self, config)
         self.lora_dropout = nn.Dropout(config.lora_dropout)
 
     @classmethod
@@ -183,11 +197,7 @@ class LoraLinear(LoraModule, nn.Linear):
                 f"LoraLinear needs a floating-point weight; this {type(linear).__name__} holds "
                 f"{linear.weight.dtype}. For bitsandbytes' 4-bit layers use inject_lora_4bit."
             )
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.__dict__.update({k: v for k, v in linear.__dict__.items() if not k.startswith("_")})
-        layer.weight, layer.bias = linear.weight, linear.bias
-        layer.requires_grad_(False)
+        layer = cls.around(linear).requires_grad_(False)
         layer._add_lora(config)
         return layer.train(linear.training)
 

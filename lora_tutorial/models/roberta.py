@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +17,8 @@ from transformers.models.roberta.modeling_roberta import RobertaSelfAttention, e
 
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias
-from lora_tutorial.lora.layers import LoraModule, new_factors
-from lora_tutorial.models.encoders import load_encoder
+from lora_tutorial.lora.layers import LoraModule, factors_for
+from lora_tutorial.models.encoders import Weights, load_encoder
 
 
 class LoraRobertaSelfAttention(LoraModule, RobertaSelfAttention):
@@ -47,22 +50,25 @@ class LoraRobertaSelfAttention(LoraModule, RobertaSelfAttention):
         layer_idx: int | None = None,
     ) -> None:
         if config.is_decoder:
-            raise ValueError("LoraRobertaSelfAttention is for encoders; for a decoder use inject_lora.")
+            raise ValueError(f"{type(self).__name__} is for encoders; for a decoder use inject_lora.")
         super().__init__(config, is_causal=is_causal, layer_idx=layer_idx)
+        self._add_lora(r, lora_alpha)
+
+    def _add_lora(self, r: int, lora_alpha: float | None) -> None:
         self.lora_config = LoraConfig(r=r, lora_alpha=r if lora_alpha is None else lora_alpha)
-        size = config.hidden_size, self.all_head_size
-        self.lora_query_A, self.lora_query_B = new_factors(*size, self.lora_config)
-        self.lora_value_A, self.lora_value_B = new_factors(*size, self.lora_config)
+        self.lora_query_A, self.lora_query_B = factors_for(self.query, self.lora_config)
+        self.lora_value_A, self.lora_value_B = factors_for(self.value, self.lora_config)
 
     @classmethod
     def from_attention(
         cls, base: RobertaSelfAttention, r: int, lora_alpha: float | None = None
     ) -> LoraRobertaSelfAttention:
         """Adapt an existing module: same query, key and value (not copies), same device, dtype and mode."""
-        with torch.device(base.query.weight.device):
-            module = cls(base.config, r, lora_alpha, base.is_causal, base.layer_idx)
-        module.query, module.key, module.value = base.query, base.key, base.value
-        return module.train(base.training)
+        if base.is_decoder:
+            raise ValueError(f"{cls.__name__} is for encoders; for a decoder use inject_lora.")
+        module = cls.around(base)
+        module._add_lora(r, lora_alpha)
+        return module
 
     def plain(self) -> RobertaSelfAttention:
         with torch.device("meta"):
@@ -128,29 +134,29 @@ class LoraRobertaSelfAttention(LoraModule, RobertaSelfAttention):
 
 TASK_TYPES = ("glue", "squad_v1", "squad_v2")
 HEADS = ("tutorial", "roberta")
+POOLINGS = ("first", "mean")
 
 
-class LoraWrapperRoberta(nn.Module):
-    """A RoBERTa encoder whose self-attention modules are replaced by `LoraRobertaSelfAttention`.
-
-    On top sits the tutorial's head: a LayerNorm, dropout and one linear layer. For GLUE the head reads the
-    first token of the last hidden state; for SQuAD every token, giving a start and an end score.
+@dataclass(frozen=True)
+class WrapperOptions:
+    """What a `LoraWrapperRoberta` can be told beside its task, with the tutorial's own choices.
 
     Parameters
     ----------
-    task_type
-        ``"glue"``, ``"squad_v1"`` or ``"squad_v2"``.
-    num_classes
-        Classes of a GLUE task; 1 makes it a regression. Not for SQuAD, whose head always has 2 outputs.
-    dropout_rate
-        Dropout before the head's linear layer, in [0, 1).
     model_id, weights
         Which encoder, as for ``load_encoder``.
     lora_rank, lora_alpha
-        Rank and scale of the adapters; ``lora_alpha`` defaults to the rank, a scale of 1.
+        Rank and scale of the adapters; ``lora_alpha`` defaults to the rank, a scale of 1. With a rank of
+        ``None`` there are no adapters.
     head
-        ``"tutorial"``, the head above; or ``"roberta"``, the one in ``RobertaForSequenceClassification``
-        (dense, tanh, linear) or ``RobertaForQuestionAnswering`` (linear): PEFT's format has a place for it.
+        ``"tutorial"``, a LayerNorm, dropout and one linear layer; or ``"roberta"``, the one in
+        ``RobertaForSequenceClassification`` (dense, tanh, linear) or ``RobertaForQuestionAnswering``
+        (linear): PEFT's format has a place for it.
+    pooling
+        What the tutorial's head reads for a GLUE task: the ``"first"`` token, or the ``"mean"`` of all
+        tokens that are not padding.
+    dropout_rate
+        Dropout before the head's linear layer, in [0, 1).
     train_biases, train_embedding, train_layer_norms
         What trains beside adapters and head.
 
@@ -160,43 +166,86 @@ class LoraWrapperRoberta(nn.Module):
         If a setting is outside what is listed above.
     """
 
-    def __init__(
-        self,
-        task_type: str,
-        num_classes: int | None = None,
-        dropout_rate: float = 0.1,
-        model_id: str = "minilm",
-        lora_rank: int = 8,
-        train_biases: bool = True,
-        train_embedding: bool = False,
-        train_layer_norms: bool = True,
-        weights: str = "pretrained",
-        lora_alpha: float | None = None,
-        head: str = "tutorial",
-    ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+    dropout_rate: float = 0.1
+    model_id: str = "minilm"
+    lora_rank: int | None = 8
+    train_biases: bool = True
+    train_embedding: bool = False
+    train_layer_norms: bool = True
+    weights: Weights = "pretrained"
+    lora_alpha: float | None = None
+    head: str = "tutorial"
+    pooling: str = "first"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate is a probability in [0, 1); got {self.dropout_rate!r}.")
+        if self.head not in HEADS:
+            raise ValueError(f"head must be one of {', '.join(HEADS)}; got {self.head!r}.")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}; got {self.pooling!r}.")
+        if self.pooling != "first" and self.head == "roberta":
+            raise ValueError(f"RoBERTa's own head reads the first token; got pooling={self.pooling!r}.")
+        if self.lora_rank is None and self.lora_alpha is not None:
+            raise ValueError("lora_alpha scales adapters, and lora_rank=None asks for none: leave it out.")
+        object.__setattr__(self, "model_id", str(self.model_id))
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> WrapperOptions:
+        """Options from keyword arguments; an unknown name raises ``TypeError``."""
+        if unknown := sorted(options.keys() - cls.__dataclass_fields__.keys()):
+            known = ", ".join(cls.__dataclass_fields__)
+            raise TypeError(f"LoraWrapperRoberta has no option {', '.join(unknown)}; it has {known}.")
+        return cls(**options)
+
+
+class LoraWrapperRoberta(nn.Module):
+    """A RoBERTa encoder whose self-attention modules are replaced by `LoraRobertaSelfAttention`.
+
+    On top sits a head. For GLUE it reads the first token of the last hidden state, or the mean of all tokens;
+    for SQuAD every token, giving a start and an end score.
+
+    Parameters
+    ----------
+    task_type
+        ``"glue"``, ``"squad_v1"`` or ``"squad_v2"``.
+    num_classes
+        Classes of a GLUE task; 1 makes it a regression. Not for SQuAD, whose head always has 2 outputs.
+    **options
+        ``lora_rank=4``, ``head="roberta"`` and so on, see `WrapperOptions`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such option, or a value is outside what is listed.
+    """
+
+    def __init__(self, task_type: str, num_classes: int | None = None, **options: Any) -> None:
         super().__init__()
-        outputs = _number_of_outputs(task_type, num_classes)
-        if not 0 <= dropout_rate < 1:
-            raise ValueError(f"dropout_rate is a probability in [0, 1); got {dropout_rate!r}.")
-        if head not in HEADS:
-            raise ValueError(f"head must be one of {', '.join(HEADS)}; got {head!r}.")
-        self.init_args = arguments | {"model_id": str(model_id)}  # what an adapter needs to build this again
-        self.task_type = task_type
-        self.model = load_encoder(model_id, weights=weights).model
+        outputs, chosen = _number_of_outputs(task_type, num_classes), WrapperOptions.of(options)
+        if chosen.pooling != "first" and task_type != "glue":
+            raise ValueError(f"pooling is for glue; the head of {task_type} reads every token. Leave it out.")
+        self.task_type, self.pooling = task_type, chosen.pooling
+        # what an adapter needs to build this again
+        self.init_args = {"task_type": task_type, "num_classes": num_classes} | dataclasses.asdict(chosen)
+        self.model = load_encoder(chosen.model_id, weights=chosen.weights).model
         self.config = self.model.config
         with torch.device(self.model.device):
             self.finetune_head_norm = nn.LayerNorm(self.config.hidden_size)
-            self.finetune_head_dropout = nn.Dropout(dropout_rate)
+            self.finetune_head_dropout = nn.Dropout(chosen.dropout_rate)
             self.finetune_head_classifier = nn.Linear(self.config.hidden_size, outputs)
-            if head == "roberta":
-                self._use_roberta_head(task_type, dropout_rate)
-        self.replace_self_attention(self.model, lora_rank, lora_alpha)
+            if chosen.head == "roberta":
+                self._use_roberta_head(chosen.dropout_rate)
+        if chosen.lora_rank is not None:
+            self.replace_self_attention(self.model, chosen.lora_rank, chosen.lora_alpha)
         freeze_parameters_except_lora_and_bias(
-            self.model, "all" if train_biases else "none", train_layer_norms, train_embedding
+            self.model,
+            "all" if chosen.train_biases else "none",
+            chosen.train_layer_norms,
+            chosen.train_embedding,
         )
 
-    def _use_roberta_head(self, task_type: str, dropout_rate: float) -> None:
+    def _use_roberta_head(self, dropout_rate: float) -> None:
         size, out = self.config.hidden_size, self.finetune_head_classifier
         self.finetune_head_norm = nn.Identity()
         parts: dict[str, nn.Module] = {"dense": nn.Linear(size, size), "tanh": nn.Tanh()}
@@ -204,7 +253,7 @@ class LoraWrapperRoberta(nn.Module):
         for linear in (parts["dense"], out):
             nn.init.normal_(linear.weight, std=self.config.initializer_range)
             nn.init.zeros_(linear.bias)
-        if task_type == "glue":
+        if self.task_type == "glue":
             self.finetune_head_classifier = nn.Sequential(OrderedDict(parts))
 
     @classmethod
@@ -236,7 +285,8 @@ class LoraWrapperRoberta(nn.Module):
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         ).last_hidden_state  # (batch, tokens, hidden)
         if self.task_type == "glue":
-            logits = self._head(hidden[:, 0])  # (batch, classes)
+            pooled = hidden[:, 0] if self.pooling == "first" else mean_of_tokens(hidden, attention_mask)
+            logits = self._head(pooled)  # (batch, hidden) -> (batch, classes)
             loss = None if labels is None else classification_loss(logits, labels)
             return SequenceClassifierOutput(loss=loss, logits=logits)
         start, end = self._head(hidden).unbind(-1)  # (batch, tokens, 2) -> twice (batch, tokens)
@@ -247,6 +297,14 @@ class LoraWrapperRoberta(nn.Module):
 
     def _head(self, x: Tensor) -> Tensor:
         return self.finetune_head_classifier(self.finetune_head_dropout(self.finetune_head_norm(x)))
+
+
+def mean_of_tokens(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """The mean of ``hidden`` (batch, tokens, size) over the tokens with a 1 in the mask: (batch, size)."""
+    if attention_mask is None:
+        return hidden.mean(1)
+    mask = attention_mask[:, :, None].to(hidden.dtype)  # (batch, tokens) -> (batch, tokens, 1)
+    return (hidden * mask).sum(1) / mask.sum(1).clamp_min(1)
 
 
 def _number_of_outputs(task_type: str, num_classes: int | None) -> int:

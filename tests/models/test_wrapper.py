@@ -6,7 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import RobertaForSequenceClassification
 
-from lora_tutorial import LoraRobertaSelfAttention, LoraWrapperRoberta, count_parameters, load_encoder
+from lora_tutorial import (
+    LoraRobertaSelfAttention,
+    LoraWrapperRoberta,
+    count_parameters,
+    load_encoder,
+    lora_modules,
+)
 
 
 def trainable(model, part):
@@ -103,6 +109,33 @@ def test_squad_scores_every_token_twice(tiny_roberta, batch, task):
     assert not torch.equal(out.start_logits, out.end_logits)
 
 
+def test_without_a_rank_there_are_no_adapters_and_nothing_of_them_is_drawn(tiny_roberta, batch):
+    models = []
+    for rank in (None, 2):
+        torch.manual_seed(3)
+        model = LoraWrapperRoberta("glue", 2, model_id=tiny_roberta, lora_rank=rank, train_biases=False)
+        models.append(model.eval())
+    bare, adapted = models
+    assert not list(lora_modules(bare)) and bare.init_args["lora_rank"] is None
+    assert torch.equal(bare(**batch).logits, adapted(**batch).logits)  # one head, and lora_B is zero
+    trains = {n for n, p in bare.named_parameters() if p.requires_grad and not n.startswith("finetune_head")}
+    assert trains and all("LayerNorm" in n for n in trains)
+
+
+def test_the_mean_is_over_the_tokens_that_are_no_padding(tiny_roberta, batch):
+    torch.manual_seed(3)
+    model = LoraWrapperRoberta("glue", 3, model_id=tiny_roberta, lora_rank=2, pooling="mean").eval()
+    assert model.init_args["pooling"] == "mean"
+    mask = torch.ones_like(batch["input_ids"])
+    mask[1, 5:] = mask[3, 1:] = 0
+    ids = batch["input_ids"].masked_fill(mask == 0, 1)
+    hidden = model.model(ids, attention_mask=mask).last_hidden_state
+    pooled = torch.stack([row[: keep.sum()].mean(0) for row, keep in zip(hidden, mask, strict=True)])
+    logits = model.finetune_head_classifier(model.finetune_head_norm(pooled))
+    torch.testing.assert_close(model(ids, attention_mask=mask).logits, logits)
+    torch.testing.assert_close(model(ids[3:, :1]).logits, logits[3:])  # without a mask nothing is padding
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -110,12 +143,32 @@ def test_squad_scores_every_token_twice(tiny_roberta, batch, task):
         (("glue", None), "needs num_classes.*got None"),
         (("glue", 0), "got 0"),
         (("glue", True), "got True"),
-        (("squad_v1", 2), "Leave it out"),
-        (("glue", 2, 1.0), "dropout_rate"),
-        (("glue", 2, 0.1, "minilm", 0), "r must be"),
-        (("glue", 2, 0.1, "no/such/encoder/folder"), "no/such/encoder/folder"),
+        (("squad_v1", 2), "num_classes is for glue"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises((ValueError, OSError), match=message):
+    with pytest.raises(ValueError, match=message):
         LoraWrapperRoberta(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout_rate": 1.0}, "dropout_rate"),
+        ({"lora_rank": 0}, "r must be"),
+        ({"lora_rank": None, "lora_alpha": 8}, "lora_alpha scales adapters"),
+        ({"head": "bert"}, "head must be one of tutorial, roberta; got 'bert'"),
+        ({"pooling": "max"}, "pooling must be one of first, mean; got 'max'"),
+        ({"pooling": "mean", "head": "roberta"}, "RoBERTa's own head reads the first token"),
+        ({"model_id": "no/such/encoder/folder"}, "no/such/encoder/folder"),
+        ({"rank": 8, "lora_rank": 8}, "has no option rank; it has dropout_rate, model_id, lora_rank"),
+    ],
+)
+def test_bad_options_are_refused(tiny_roberta, options, message):
+    with pytest.raises((ValueError, TypeError, OSError), match=message):
+        LoraWrapperRoberta("glue", 2, **{"model_id": tiny_roberta} | options)
+
+
+def test_spans_have_no_pooling(tiny_roberta):
+    with pytest.raises(ValueError, match="pooling is for glue; the head of squad_v1 reads every token"):
+        LoraWrapperRoberta("squad_v1", model_id=tiny_roberta, pooling="mean")
