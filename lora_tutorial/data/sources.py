@@ -13,7 +13,7 @@ import pyarrow.parquet
 from datasets import Dataset, DatasetDict, load_dataset
 
 from lora_tutorial.data import reviews
-from lora_tutorial.data.tasks import TASKS, LoadedTask, Task, get_task
+from lora_tutorial.data.tasks import LoadedTask, Task, find_source, get_task
 from lora_tutorial.storage import hub
 
 
@@ -112,15 +112,11 @@ def load_task(name: str, source: str | os.PathLike[str] = "auto") -> LoadedTask:
         If embedded data are needed and cannot be fetched.
     """
     task = get_task(name)
-    if source == "auto":
-        source = "embedded" if task.embedded else os.environ.get("LORA_TUTORIAL_DATA") or "hub"
-    if (source == "embedded") != task.embedded:
-        own = [other.name for other in TASKS.values() if other.embedded == (source == "embedded")]
-        raise ValueError(f"Task {name!r} is not in source {str(source)!r}, which has {', '.join(own)}.")
-    if source == "embedded":
+    place = find_source(name, source)
+    if place == "embedded":
         data = reviews.load_corpus(name.removesuffix("-rating"), task.regression)
     else:
-        found = _from_hub(task) if source == "hub" else _from_folder(task, Path(source))
+        found = _from_hub(task) if place == "hub" else _from_folder(task, place)
         data = DatasetDict()
         for split, names in task.splits.items():
             for existing in [candidate for candidate in names if candidate in found][:1]:
@@ -133,7 +129,7 @@ def load_task(name: str, source: str | os.PathLike[str] = "auto") -> LoadedTask:
     for split, rows in data.items():
         check_split(task, split, rows)
     if not data:
-        raise ValueError(f"Source {str(source)!r} has no labelled split of task {name!r}.")
+        raise ValueError(f"Source {str(place)!r} has no labelled split of task {name!r}.")
     return LoadedTask(task, data)
 
 
@@ -206,17 +202,15 @@ def _part(rows: Dataset, for_training: list[bool]) -> DatasetDict:
 
 
 def _from_folder(task: Task, folder: Path) -> dict[str, Dataset]:
-    files = sorted((folder / task.folder).glob("*.parquet"))
-    if not files:
-        raise FileNotFoundError(
-            f"{folder / task.folder} has no parquet file; give source='hub', or a folder that holds "
-            f"{task.folder}/validation.parquet and the like (LORA_TUTORIAL_DATA names it for every command)."
-        )
     wanted = {name for names in task.splits.values() for name in names}
     try:
-        return {file.stem: Dataset(pyarrow.parquet.read_table(file)) for file in files if file.stem in wanted}
+        return {
+            file.stem: Dataset(pyarrow.parquet.read_table(file))
+            for file in sorted(folder.glob("*.parquet"))
+            if file.stem in wanted
+        }
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"A file in {folder / task.folder} is not readable parquet ({error}).") from error
+        raise ValueError(f"A file in {folder} is not readable parquet ({error}).") from error
 
 
 _INSTEAD = (

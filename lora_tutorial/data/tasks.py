@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -311,3 +313,40 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"There is no task {name!r}; the tasks are {', '.join(TASKS)}.")
     return TASKS[name]
+
+
+def find_source(name: str, source: str | os.PathLike[str] = "auto") -> str | Path:
+    """Where a task's rows will come from, found without reading any.
+
+    Parameters
+    ----------
+    name, source
+        As for ``load_task``.
+
+    Returns
+    -------
+    str or Path
+        ``"embedded"``, ``"hub"``, or the task's folder of parquet files.
+
+    Raises
+    ------
+    ValueError
+        If there is no such task, or the source does not have it.
+    FileNotFoundError
+        If the folder is missing or has no file for the task.
+    """
+    task = get_task(name)
+    if source == "auto":
+        source = "embedded" if task.embedded else os.environ.get("LORA_TUTORIAL_DATA") or "hub"
+    if (source == "embedded") != task.embedded:
+        own = [other.name for other in TASKS.values() if other.embedded == (source == "embedded")]
+        raise ValueError(f"Task {name!r} is not in source {str(source)!r}, which has {', '.join(own)}.")
+    if source in ("embedded", "hub"):
+        return str(source)
+    folder = Path(source) / task.folder
+    if not any(folder.glob("*.parquet")):
+        raise FileNotFoundError(
+            f"{folder} has no parquet file; give source='hub', or a folder that holds "
+            f"{task.folder}/validation.parquet and the like (LORA_TUTORIAL_DATA names it for every command)."
+        )
+    return folder
