@@ -1,4 +1,4 @@
-"""Run a grid: one record each, finished runs skipped, killed ones resumed, broken ones recorded."""
+"""Run a grid: one record a run, finished runs skipped, killed ones resumed, broken ones recorded."""
 
 from __future__ import annotations
 
@@ -7,53 +7,179 @@ import dataclasses
 import gc
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lora_tutorial.adapters.files import TENSORS
-from lora_tutorial.experiments.evaluate import trained_file
-from lora_tutorial.experiments.grid import Grid, Job, best_rate, plan_jobs
-from lora_tutorial.experiments.run import describe, encoder_hash, run_experiment, save_run_adapter
-from lora_tutorial.models.encoders import load_encoder
-from lora_tutorial.storage.files import sha256_of
+from lora_tutorial.data.metrics import load_metric
+from lora_tutorial.experiments.baselines import linear_probe
+from lora_tutorial.experiments.evaluate import Evaluation
+from lora_tutorial.experiments.grid import (
+    PROBE,
+    Grid,
+    Job,
+    Records,
+    best_rate,
+    plan,
+    search_scores,
+)
+from lora_tutorial.experiments.inputs import Prepared, make_loaders
+from lora_tutorial.experiments.run import (
+    TRAINED,
+    describe,
+    encoder_hash,
+    prepare,
+    run_experiment,
+    save_run_adapter,
+    trained_file,
+)
+from lora_tutorial.models.encoders import Encoder, load_encoder
+from lora_tutorial.storage.files import FolderInUseError, atomic_write_bytes, folder_lock, sha256_of
 from lora_tutorial.training.checks import check_identity, check_trackers
-from lora_tutorial.training.records import STEP_SERIES, RunRecord, load_record
+from lora_tutorial.training.records import STEP_SERIES, RunRecord, describe_hardware, load_record
+
+#: How a run says that its learning rate was too high; a search takes it as the lowest score.
+DIVERGED = "NonFiniteLossError"
+WAIT = 5.0  # seconds between looks at the records of another process
+
+
+class Bench:
+    """Everything that the runs of one grid share: the encoder, each task's data, the folders."""
+
+    def __init__(self, grid: Grid, folder: Path, work: Path, options: Mapping[str, Any]) -> None:
+        self.grid, self.folder, self.work, self.options = grid, folder, work, dict(options)
+        self.keep_steps = bool(self.options.pop("keep_steps", False))
+        self.encoder: Encoder = load_encoder(grid.encoder)
+        self.base = encoder_hash(self.encoder.model)
+        self._data: dict[str, Prepared] = {}
+
+    def data_of(self, job: Job) -> Prepared:
+        """A task's rows and tokens, made when first trained on, and once."""
+        recipe = job.experiment.recipe
+        key = f"{job.experiment.task} {recipe.max_examples} {recipe.max_length} {job.experiment.held_out}"
+        if key not in self._data:
+            prepared = prepare(job.experiment)
+            if "validation" not in prepared.loaded.data:
+                task = job.experiment.task
+                raise ValueError(f"bench needs train and validation rows of {task!r}; choose another source.")
+            self._data[key] = prepared
+        return self._data[key]
+
+    def expected(self, job: Job) -> RunRecord:
+        """What a record under the job's name must agree with."""
+        e = job.experiment
+        config = describe(e, self.data_of(job).data_sha256, self.base)
+        if job.arm.method == PROBE:
+            config["method"] = PROBE
+        return RunRecord(config, e.recipe.to_dict(), e.seed)
+
+    def find(self, job: Job) -> RunRecord | None:
+        """The record of a run that is done (one that diverged is), if it is of this job.
+
+        Raises
+        ------
+        ValueError
+            If the record under its name, here or unfinished in the work folder, is of another configuration.
+        """
+        found = None
+        for path in (self.work / job.name / "record.json", self.folder / f"{job.name}.json"):
+            if path.exists():
+                found = load_record(path)
+                check_identity(dataclasses.replace(found, identity={}), self.expected(job), path)
+        if not (self.folder / f"{job.name}.json").exists() or found is None:
+            return None
+        return found if found.status == "finished" or diverged(found) else None
+
+    def run(self, job: Job) -> RunRecord:
+        """Run one job to its end or to its failure, and store its record."""
+        record = self._train(job) if job.arm.method != PROBE else self._probe(job)
+        record.save(self.folder / f"{job.name}.json")
+        if record.status == "finished":
+            shutil.rmtree(self.work / job.name / "checkpoints", ignore_errors=True)
+        return record
+
+    def _train(self, job: Job) -> RunRecord:
+        _count_memory_anew()
+        folder, e = self.work / job.name, job.experiment
+        try:
+            if job.start is not None and not (self.work / job.start.name / TRAINED).is_file():
+                self._train(
+                    job.start
+                )  # its record is there already, and its weights are not: make them again
+            result = run_experiment(
+                e,
+                folder,
+                prepared=self.data_of(job),
+                every_split=True,
+                keep_predictions=True,
+                resume=True,
+                **self.options,
+            )
+            record, file = result.record, trained_file(result.model, self.base)
+            record.extra |= {"trained_bytes": len(file), "trained_sha256": hashlib.sha256(file).hexdigest()}
+            atomic_write_bytes(folder / TRAINED, file)
+            if e.method.startswith("lora") and e.bits is None:
+                save_run_adapter(result, folder / "adapter")
+                record.extra["adapter_sha256"] = sha256_of(folder / "adapter" / "adapter.safetensors")
+        except Exception as error:  # whatever it is, the rest of the grid can still run
+            path = folder / "record.json"
+            record = load_record(path) if path.exists() else self.expected(job)
+            record.status, record.error = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if job.start is not None and (self.work / job.start.name / TRAINED).is_file():
+            record.extra["start_sha256"] = sha256_of(self.work / job.start.name / TRAINED)
+        if not self.keep_steps:
+            record.steps = {name: [] for name in STEP_SERIES}  # the curves would outweigh all else
+        return record
+
+    def _probe(self, job: Job) -> RunRecord:
+        """The record of the arm that trains nothing; its strength is chosen by cross-validation."""
+        loaded, tokens, _ = self.data_of(job)
+        record, metric = self.expected(job), load_metric(loaded.task.metric)
+        started = time.monotonic()
+        loaders = make_loaders(loaded, self.encoder.tokenizer, job.experiment.recipe, 0, tokens)
+        splits, regression = tuple(loaders.scored), loaded.task.regression
+        probes = linear_probe(self.encoder.model, loaders, metric, regression, splits, job.arm.pooling)
+        lengths = {split: [len(ids) for ids in tokens[split]["input_ids"]] for split in splits}
+        evaluations = {s: Evaluation(probes[s].in_order(lengths[s]), probes[s].scores) for s in splits}
+        final = "test" if "test" in splits else "validation"
+        record.extra = {
+            "scored_on": final,
+            "scores": {"trained": probes[final].scores},
+            "splits": {split: made.summary(True) for split, made in evaluations.items()},
+            "strength": probes[final].strength,
+        }
+        record.main_score, record.status = metric.main_score, "finished"
+        record.total_parameters = sum(value.numel() for value in self.encoder.model.parameters())
+        record.wall_seconds = time.monotonic() - started
+        record.hardware = describe_hardware(torch.get_num_threads())
+        return record
 
 
 def run_grid(
-    grid: Grid,
-    folder: Path,
-    work: Path,
-    sweep: bool = False,
-    rates: Sequence[float] | None = None,
-    say: Callable[[str], None] = print,
-    **options: Any,
+    grid: Grid, folder: Path, work: Path, say: Callable[[str], None] = print, **options: Any
 ) -> list[RunRecord]:
     """Run what is not there yet, and return the record of every run.
 
     What can be found wrong beforehand (names, data, encoder, records of another configuration) is, before any
-    training. A run that breaks is recorded as failed; the next call tries it again.
+    training. A run that breaks is recorded as failed; the next call tries it again. Several processes may run
+    one grid together: each takes a run that no other has.
 
     Parameters
     ----------
     grid
         What to run.
     folder
-        Of the records; a sweep's go into ``sweeps`` there.
+        Of the records.
     work
-        For checkpoints, trackers' files and adapters: one folder a run.
-    sweep
-        Instead of the runs, try several learning rates on each task by each method. A part of the training
-        rows is held out for their scores; validation rows are never read. The seeds play no part.
-    rates
-        To try for every method, instead of ``RATES``.
+        For checkpoints, trackers' files and trained weights: one folder a run.
     say
         Gets a line for each run.
     **options
-        Passed on to ``train``: ``progress``, ``checkpoint_every``, ``log_with``, ``cpu``.
+        Passed on to ``train``: ``progress``, ``checkpoint_every``, ``log_with``, ``cpu``; and ``keep_steps``,
+        whether records keep loss, rate and gradient norm of every step.
 
     Raises
     ------
@@ -63,69 +189,79 @@ def run_grid(
         If data or encoder cannot be had.
     """
     check_trackers(options.get("log_with", ()))
-    base = encoder_hash(load_encoder(grid.encoder).model)
-    jobs = plan_jobs(grid, folder, work, sweep, rates)
-    records = {job.name: _existing(job, base, work) for job in jobs}
-    for job in jobs:
-        if records[job.name] is None or records[job.name].status != "finished":
-            job.data.prepared()  # a length the encoder does not take is found now, not by each run
-    for number, job in enumerate(jobs, start=1):
-        found = records[job.name]
-        if found is not None and found.status == "finished":
-            say(f"[{number}/{len(jobs)}] {job.name}: here already, {_score(found)}")
-        else:
-            records[job.name] = record = _run(job, base, work / job.name, options)
-            ended = f"{_score(record)}, {record.wall_seconds:.0f} s" if record.error is None else record.error
-            left = time_to_go(jobs[number:], records)
-            say(f"[{number}/{len(jobs)}] {job.name}: {ended}{f'; {left / 60:.0f} min to go' if left else ''}")
-        if records[job.name].status == "finished":
-            shutil.rmtree(work / job.name / "checkpoints", ignore_errors=True)
-    for stem in dict.fromkeys(job.name.rpartition("-lr")[0] for job in jobs if job.sweep):
-        best, scores = best_rate(folder, stem)
-        edge = len(scores) > 1 and best in (min(map(float, scores)), max(map(float, scores)))
-        told = ", ".join(f"{rate}: {score:.3f}" for rate, score in scores.items()) or "none finished"
-        say(f"{stem}: best rate {best} of {told}{' (at the edge; try rates beyond it)' if edge else ''}")
-    return list(records.values())
+    bench = Bench(grid, Path(folder), Path(work), options)
+    records: dict[str, RunRecord | None] = {}
+    tried: set[str] = set()
+
+    def jobs() -> list[Job]:
+        """What there is to do by what is known now; a search's records call for more."""
+        while True:
+            planned = plan(grid, bench.work, records)
+            new = [job for job in planned if records.get(job.name) is None and job.name not in tried]
+            found = {job.name: bench.find(job) for job in new}
+            records.update(found)
+            if not any(found.values()):
+                return planned
+
+    for job in jobs():
+        bench.data_of(job)  # a length the encoder does not take is found now, not by each run
+    here = {name for name, record in records.items() if record is not None}
+    for number, name in enumerate(sorted(here), start=1):
+        say(f"[{number}] {name}: here already, {_told(records[name])}")
+    while todo := [job for job in jobs() if records.get(job.name) is None and job.name not in tried]:
+        if not any(_run_if_free(bench, job, records, tried, say) for job in todo):
+            time.sleep(WAIT)  # another process has them all
+    _say_rates(grid, bench, records, say)
+    planned = plan(grid, bench.work, records)
+    return [record for job in planned if (record := records.get(job.name)) is not None]
 
 
-def _existing(job: Job, base: str, work: Path) -> RunRecord | None:
-    """The record under the job's name, here or unfinished in the work folder, if it is of this job."""
-    expected = _blank(job, base)
-    found = None
-    for path in (work / job.name / "record.json", job.path):
-        if path.exists():
-            found = load_record(path)
-            check_identity(dataclasses.replace(found, identity={}), expected, path)
-    return found if job.path.exists() else None
-
-
-def _blank(job: Job, base: str) -> RunRecord:
-    e = job.experiment
-    return RunRecord(describe(e, job.data.sha256, base), e.recipe.to_dict(), e.seed)
-
-
-def _run(job: Job, base: str, folder: Path, options: Mapping[str, Any]) -> RunRecord:
-    """Run one job to its end or to its failure, and store its record."""
-    _count_memory_anew()
+def _run_if_free(
+    bench: Bench, job: Job, records: dict[str, RunRecord | None], tried: set[str], say: Callable[[str], None]
+) -> bool:
+    """Run a job unless another process has it; whether it was run here."""
     try:
-        finished = run_experiment(
-            job.experiment, folder, prepared=job.data.prepared(), every_split=True, resume=True, **options
-        )
-        record, file = finished.record, trained_file(finished.model)
-        record.extra |= {"adapter_bytes": len(file), "adapter_sha256": hashlib.sha256(file).hexdigest()}
-        if job.experiment.method.startswith("lora"):
-            save_run_adapter(finished, folder / "adapter")
-    except Exception as error:  # whatever it is, the rest of the grid can still run
-        path = folder / "record.json"
-        record = load_record(path) if path.exists() else _blank(job, base)
-        record.status, record.error = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
-    record.extra |= job.extra
-    if job.experiment.start is not None and (job.experiment.start / TENSORS).is_file():
-        record.extra["start_sha256"] = sha256_of(job.experiment.start / TENSORS)
-    if job.sweep:
-        record.steps = {name: [] for name in STEP_SERIES}  # a sweep's curves would outweigh the runs' own
-    record.save(job.path)
-    return record
+        with folder_lock(bench.work / f"{job.name}.lock", job.name):
+            found = bench.find(job)
+            record = records[job.name] = found or bench.run(job)
+    except FolderInUseError:
+        return False
+    if record.status != "finished":
+        tried.add(job.name)
+    left = time_to_go(plan(bench.grid, bench.work, records), records)
+    say(f"{job.name}: {_told(record)}{f'; {left / 60:.0f} min to go' if left else ''}")
+    return True
+
+
+def diverged(record: RunRecord) -> bool:
+    """Whether the run failed because its learning rate was too high."""
+    return record.status == "failed" and (record.error or "").startswith(DIVERGED)
+
+
+def _told(record: RunRecord | None) -> str:
+    assert record is not None
+    if record.error is not None:
+        return record.error
+    scores = " ".join(
+        f"{split} {about['scores'][record.main_score]:.3f}" for split, about in record.extra["splits"].items()
+    )
+    return f"{record.main_score} {scores}, {record.wall_seconds:.0f} s"
+
+
+def _say_rates(grid: Grid, bench: Bench, records: Records, say: Callable[[str], None]) -> None:
+    if grid.search is None:
+        return
+    searched: dict[tuple[str, str], list[Job]] = {}
+    for job in plan(grid, bench.work, records):
+        if job.arm.method != PROBE and job.experiment.seed == grid.seeds_of(job.experiment.task)[0]:
+            searched.setdefault((job.experiment.task, job.arm.name), []).append(job)
+    for (task, arm), jobs in searched.items():
+        if all(records.get(job.name) is not None for job in jobs):
+            scores = search_scores(jobs, records)
+            told = ", ".join(f"{rate:g}: {score:.3f}" for rate, score in scores.items())
+            best = best_rate(scores)
+            edge = best in (min(scores), max(scores)) and len(scores) > 1
+            say(f"{task} {arm}: best rate {best} of {told}{' (at the edge)' if edge else ''}")
 
 
 def _count_memory_anew() -> None:
@@ -138,29 +274,26 @@ def _count_memory_anew() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: resets the peak resident set
 
 
-def _score(record: RunRecord) -> str:
-    return f"{record.main_score} {record.last['scores'][record.main_score]:.3f}"
+def time_to_go(jobs: Iterable[Job], records: Records) -> float | None:
+    """Seconds for the jobs without a record, or ``None`` while nothing has finished.
 
-
-def time_to_go(jobs: Iterable[Job], records: Mapping[str, RunRecord | None]) -> float | None:
-    """Seconds for the jobs without a finished record, or ``None`` while nothing has finished.
-
-    Each is taken to go at the mean pace of its task and method, else of its method, else of all.
+    Each is taken to last as long as the mean run of its task and arm, else of its arm, else of all. A search
+    may still call for more.
     """
-    paces: dict[tuple[str | None, str | None], list[float]] = {}
-    for record in records.values():
-        if record is not None and record.status == "finished":
-            task, method = record.config["task"], record.config["method"]
-            pace = record.wall_seconds / (record.identity["examples"] * record.recipe["epochs"])
-            for key in ((task, method), (None, method), (None, None)):
-                paces.setdefault(key, []).append(pace)
-    if not paces:
+    jobs = list(jobs)
+    times: dict[tuple[str | None, str | None], list[float]] = {}
+    for job in jobs:
+        record = records.get(job.name)
+        if record is not None and record.wall_seconds:
+            task, arm = job.experiment.task, job.arm.name
+            for key in ((task, arm), (None, arm), (None, None)):
+                times.setdefault(key, []).append(record.wall_seconds)
+    if not times:
         return None
     total = 0.0
     for job in jobs:
-        found = records[job.name]
-        if found is None or found.status != "finished":
-            task, method = job.experiment.task, job.experiment.method
-            known = next(paces[k] for k in ((task, method), (None, method), (None, None)) if k in paces)
-            total += job.cost() * sum(known) / len(known)
+        if records.get(job.name) is None:
+            task, arm = job.experiment.task, job.arm.name
+            known = next(times[k] for k in ((task, arm), (None, arm), (None, None)) if k in times)
+            total += sum(known) / len(known)
     return total

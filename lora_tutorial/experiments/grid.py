@@ -1,35 +1,234 @@
-"""What a grid of runs consists of: tasks x methods x seeds, and the learning rate of each method."""
+"""What a grid consists of, and which runs are next: each arm's rates on a task, then seeds at the best."""
 
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import DatasetDict
+from lora_tutorial.data.tasks import get_task
+from lora_tutorial.experiments.run import TUTORIAL_LORA, Experiment
+from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.lora.variants import VARIANTS
+from lora_tutorial.training.recipes import METHODS, Recipe, load_recipe
+from lora_tutorial.training.records import RunRecord
 
-from lora_tutorial.data.sources import load_task
-from lora_tutorial.data.tasks import LoadedTask, get_task
-from lora_tutorial.experiments.evaluate import tokenize_rows
-from lora_tutorial.experiments.run import METHODS, Experiment, Prepared, data_hash
-from lora_tutorial.models.encoders import load_tokenizer
-from lora_tutorial.squad.threshold import split_by_article
-from lora_tutorial.training.recipes import Recipe, load_recipe
-from lora_tutorial.training.records import load_record
-
-#: What a sweep tries, lowest first: the fewer parameters a method trains, the higher its rates.
+#: What a search tries first, lowest first: the fewer parameters a method trains, the higher its rates.
 RATES = {
-    "head": (1e-3, 3e-3, 1e-2),
-    "bitfit": (5e-4, 1e-3, 3e-3),
-    "lora": (5e-4, 1e-3, 2e-3),
-    "lora+bias+norm": (5e-4, 1e-3, 2e-3),
-    "full": (3e-5, 1e-4, 3e-4),
+    "head": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+    "bitfit": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    "lora": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),
+    "lora+bias+norm": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),
+    "full": (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4),
 }
-HELD_OUT = 0.2  # of the training rows, for choosing the rate
-SWEEP_SEED = 0
-SWEEPS = "sweeps"  # folder beside the records
+PROBE = "probe"  # the arm that trains nothing: a linear probe on the frozen encoder
+Records = Mapping[str, RunRecord | None]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, compared with others on equal terms.
+
+    Parameters
+    ----------
+    name
+        Part of the file names of its records.
+    method, lora, variant, bits, pooling, head
+        As for `Experiment`; the method may also be ``"probe"``.
+    rates
+        The learning rates that its search begins with; by default `RATES` of its method.
+    changes
+        Fields of the grid's recipe to replace for this arm.
+    """
+
+    name: str
+    method: str
+    lora: LoraConfig = TUTORIAL_LORA
+    variant: str = "lora"
+    bits: int | None = None
+    pooling: str = "first"
+    head: str = "tutorial"
+    rates: tuple[float, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.method not in (*METHODS, PROBE):
+            known = ", ".join((*METHODS, PROBE))
+            raise ValueError(f"Arm {self.name!r}: method must be one of {known}; got {self.method!r}.")
+        if self.variant not in VARIANTS:
+            known = ", ".join(VARIANTS)
+            raise ValueError(f"Arm {self.name!r}: variant must be one of {known}; got {self.variant!r}.")
+        if not self.rates and self.method != PROBE:
+            object.__setattr__(self, "rates", RATES[self.method])
+        if len(set(self.rates)) < len(self.rates) or any(not rate > 0 for rate in self.rates):
+            raise ValueError(f"Arm {self.name!r}: rates={self.rates!r} must be above 0, and each once.")
+
+
+@dataclass(frozen=True)
+class Search:
+    """How each arm's learning rate is found, the same way for all.
+
+    Parameters
+    ----------
+    held_out
+        Share of the training rows that choose the rate, and stop training where the recipe has ``patience``.
+    factor
+        Between neighbouring rates that are added where the best one is at an end.
+    most
+        Rates an arm may try on a task.
+    """
+
+    held_out: float = 0.1
+    factor: float = 2.0
+    most: int = 9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"search: held_out={self.held_out!r} is not a share between 0 and 1.")
+        if not self.factor > 1 or self.most < 1:
+            raise ValueError(
+                f"search: factor={self.factor!r} must be above 1, most={self.most!r} at least 1."
+            )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to run.
+
+    Parameters
+    ----------
+    tasks, arms, seeds
+        Every arm on every task. With a search, the first seed tries every rate, and the others take the best.
+    encoder, source
+        As for ``load_encoder`` and ``load_task``.
+    recipe, changes
+        A recipe's name, and fields of it to replace. ``start_from`` names the task whose run, of the same arm
+        and seed, a run begins with.
+    search
+        Without one, every seed takes the recipe's rate, and all training rows train.
+    of_task
+        For some tasks, other ``seeds``, or other fields of the recipe.
+
+    Raises
+    ------
+    ValueError
+        For an empty or repeated entry, an unknown name, or a bad value.
+    """
+
+    tasks: tuple[str, ...]
+    arms: tuple[Arm, ...] = tuple(Arm(method, method) for method in METHODS)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    encoder: str = "minilm"
+    source: str = "auto"
+    recipe: str = "cpu"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    search: Search | None = None
+    of_task: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in (("tasks", self.tasks), ("seeds", self.seeds), ("arms", self.names)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name}={values!r}: give at least one, and each once.")
+        for task in self.of_task:
+            if task not in self.tasks:
+                raise ValueError(f"of_task names {task!r}, which is not among the tasks {self.tasks!r}.")
+        for task in self.tasks:
+            get_task(task)
+            for arm in self.arms:
+                first = self.recipe_for(task, arm).start_from
+                if first is not None and first not in self.tasks[: self.tasks.index(task)]:
+                    raise ValueError(
+                        f"{task} starts from {first}, which is not before it in tasks: put it there, or set "
+                        "start_from = none."
+                    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arms' names."""
+        return tuple(arm.name for arm in self.arms)
+
+    def seeds_of(self, task: str) -> tuple[int, ...]:
+        """The seeds of a task's runs, the searching one first."""
+        return tuple(self.of_task.get(task, {}).get("seeds", self.seeds))
+
+    def recipe_for(self, task: str, arm: Arm) -> Recipe:
+        """A task's recipe for an arm; no task starts from itself."""
+        own = {key: value for key, value in self.of_task.get(task, {}).items() if key != "seeds"}
+        recipe = load_recipe(self.recipe, task, **{**self.changes, **own, **arm.changes})
+        return dataclasses.replace(recipe, start_from=None) if recipe.start_from == task else recipe
+
+
+class Job(NamedTuple):
+    """One run: its name, which is its record's, its arm, what it is, and the run that it begins with."""
+
+    name: str
+    arm: Arm
+    experiment: Experiment
+    start: Job | None = None
+
+    @property
+    def rate(self) -> float:
+        return self.experiment.recipe.learning_rate
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid from a TOML file, as in ``benchmarks/grids``.
+
+    Its keys are the fields of `Grid`, with ``[[arm]]`` tables for `Arm`, in which ``lora`` is a table of
+    `LoraConfig`'s fields; ``[recipe]`` has a ``name`` and the fields to replace.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, it is not TOML, or an entry is unknown or bad; the message says which.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no grid file {path}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}.") from error
+    try:
+        return _grid_of(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _grid_of(values: dict[str, Any]) -> Grid:
+    arms = [_arm_of(arm) for arm in values.pop("arm", ())]
+    recipe = dict(values.pop("recipe", {}))
+    given: dict[str, Any] = {"arms": tuple(arms)} if arms else {}
+    given |= {"recipe": recipe.pop("name", "cpu"), "changes": recipe}
+    if "search" in values:
+        given["search"] = _made(Search, values.pop("search"), "search")
+    for key in ("tasks", "seeds"):
+        if key in values:
+            given[key] = tuple(values.pop(key))
+    return _made(Grid, {**values, **given}, "grid")
+
+
+def _arm_of(values: dict[str, Any]) -> Arm:
+    values = dict(values)
+    if "lora" in values:
+        values["lora"] = LoraConfig.from_dict(values["lora"])
+    if "rates" in values:
+        values["rates"] = tuple(values["rates"])
+    return _made(Arm, values, f"arm {values.get('name')!r}")
+
+
+def _made(kind: type, values: dict[str, Any], what: str) -> Any:
+    names = [item.name for item in dataclasses.fields(kind)]
+    if unknown := sorted(values.keys() - set(names)):
+        raise ValueError(f"{what} has no entry {', '.join(unknown)}; it has {', '.join(names)}.")
+    needed = [
+        f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"{what} lacks {', '.join(missing)}.")
+    return kind(**values)
 
 
 def parse_list(name: str, text: str, kind: type) -> tuple[Any, ...]:
@@ -40,165 +239,106 @@ def parse_list(name: str, text: str, kind: type) -> tuple[Any, ...]:
         raise ValueError(f"{name}={text!r}: give {kind.__name__} values with commas between.") from None
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What to run.
+def plan(grid: Grid, work: Path, records: Records) -> list[Job]:
+    """Every run that the records so far call for, in order; a search's next runs follow from its last.
 
-    Parameters
-    ----------
-    tasks, methods, seeds
-        Each combination is one run, in this order.
-    encoder, source
-        As for ``load_encoder`` and ``load_task``.
-    recipe
-        A recipe's name.
-    changes
-        Fields of the recipe to replace. Without ``learning_rate`` each method takes the best rate of its
-        sweep on the task, or the recipe's where there was none. ``start_from`` names the task whose adapter,
-        of the same method and seed, a run by LoRA begins with; other methods begin with the bare encoder.
-
-    Raises
-    ------
-    ValueError
-        For an empty or repeated entry, an unknown name, or a bad value.
+    ``records`` has the record of each finished run by name. `plan` is called again after every run: it then
+    names the rates by which a search is widened, and at last the runs at the best rate.
     """
-
-    tasks: tuple[str, ...]
-    methods: tuple[str, ...] = METHODS
-    seeds: tuple[int, ...] = (0, 1, 2)
-    encoder: str = "minilm"
-    source: str = "auto"
-    recipe: str = "cpu"
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("tasks", "methods", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name}={values!r}: give at least one, and each once.")
-        for method in self.methods:
-            if method not in METHODS:
-                raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
-        for task in self.tasks:
-            get_task(task)
-            self.recipe_for(task)
-
-    def recipe_for(self, task: str, method: str = "lora") -> Recipe:
-        """The task's recipe, with a start only where there is an adapter to start from."""
-        recipe = load_recipe(self.recipe, task, **self.changes)
-        if not method.startswith("lora") or recipe.start_from == task:
-            recipe = dataclasses.replace(recipe, start_from=None)
-        return recipe
-
-    def stem(self, task: str, method: str) -> str:
-        """Common beginning of the file names of a task's and method's records."""
-        return f"{task}-{Path(self.encoder).name}-{method}-{self.recipe}"
-
-    def start(self, task: str, method: str, seed: int, work: Path) -> Path | None:
-        """The adapter a run starts from: made by an earlier run of this grid, or there already."""
-        first = self.recipe_for(task, method).start_from
-        if first is None:
-            return None
-        folder = work / f"{self.stem(first, method)}-seed{seed}" / "adapter"
-        planned = first in self.tasks[: self.tasks.index(task)] and seed in self.seeds
-        if not planned and not folder.is_dir():
-            raise FileNotFoundError(
-                f"{task} starts from the adapter of {first}, and {folder} is not there: put {first} before "
-                "it in --tasks, run it first, or give --start-from none."
-            )
-        return folder
+    return [job for task in grid.tasks for arm in grid.arms for job in _runs(grid, task, arm, work, records)]
 
 
-class TaskData:
-    """A task's rows and their hash; tokenised when first trained on, and once."""
+def _runs(grid: Grid, task: str, arm: Arm, work: Path, records: Records) -> list[Job]:
+    seeds, starts = grid.seeds_of(task), _starts(grid, task, arm, work, records)
+    if starts is None:
+        return []
 
-    def __init__(self, loaded: LoadedTask, encoder: str, recipe: Recipe) -> None:
-        if "train" not in loaded.data or "validation" not in loaded.data:
-            raise ValueError(
-                f"bench needs train and validation rows of {loaded.task.name!r}; choose another source."
-            )
-        self.loaded, self.encoder, self.recipe = loaded, encoder, recipe
-        self.sha256, self._prepared = data_hash(loaded.data), None
+    def job(rate: float | None, seed: int) -> Job:
+        return _job(
+            grid, task, arm, rate, seed, work / starts[seed].name if starts else None, starts.get(seed)
+        )
 
-    def prepared(self) -> Prepared:
-        if self._prepared is None:
-            tokens = tokenize_rows(self.loaded, load_tokenizer(self.encoder), self.recipe)
-            self._prepared = Prepared(self.loaded, tokens, self.sha256)
-        return self._prepared
-
-
-class Job(NamedTuple):
-    """One run to do: file name without ending, what it is, its data, and what its record says besides."""
-
-    name: str
-    experiment: Experiment
-    data: TaskData
-    folder: Path
-    extra: dict[str, Any]
-
-    @property
-    def path(self) -> Path:
-        return self.folder / f"{self.name}.json"
-
-    @property
-    def sweep(self) -> bool:
-        return "sweep" in self.extra
-
-    def cost(self) -> int:
-        """Training examples over all epochs."""
-        recipe = self.experiment.recipe
-        return recipe.epochs * len(recipe.subset(len(self.data.loaded.data["train"])))
-
-
-def held_out_split(loaded: LoadedTask, recipe: Recipe) -> LoadedTask:
-    """The rows a run would train on, cut in two for choosing a rate; the task's other splits stay unseen."""
-    rows = loaded.data["train"]
-    rows = rows.select(recipe.subset(len(rows), seed=0))
-    if loaded.task.extractive:
-        kept, held = split_by_article(rows, HELD_OUT, SWEEP_SEED)
-    else:
-        kept, held = rows.train_test_split(HELD_OUT, seed=SWEEP_SEED).values()
-    return LoadedTask(loaded.task, DatasetDict(train=kept, validation=held))
-
-
-def best_rate(folder: Path, stem: str) -> tuple[float | None, dict[str, float]]:
-    """The rate of the sweep with the highest last score (the lowest of equals), and every rate's score."""
-    scores = {}
-    for path in (folder / SWEEPS).glob(f"{stem}-lr*.json"):
-        record = load_record(path)
-        if record.status == "finished":
-            scores[record.recipe["learning_rate"]] = record.last["scores"][record.main_score]
-    scores = dict(sorted(scores.items()))
-    best = max(scores, key=scores.__getitem__) if scores else None
-    return best, {f"{rate:g}": score for rate, score in scores.items()}
-
-
-def plan_jobs(grid: Grid, folder: Path, work: Path, sweep: bool, rates: Sequence[float] | None) -> list[Job]:
-    """Every run of the grid, or of its sweep, in order; all data are loaded and checked here."""
-    jobs = []
-    for task in grid.tasks:
-        recipe, loaded = grid.recipe_for(task), load_task(task, grid.source)
-        if sweep:
-            loaded = held_out_split(loaded, recipe)
-        data = TaskData(loaded, grid.encoder, recipe)
-        for method in grid.methods:
-            stem = grid.stem(task, method)
-            if sweep:
-                extra = {"sweep": {"held_out": HELD_OUT, "of": "train"}}
-                plan = [(f"lr{rate:g}", rate, SWEEP_SEED) for rate in rates or RATES[method]]
-            else:
-                rate, scores = best_rate(folder, stem) if "learning_rate" not in grid.changes else (None, {})
-                source = (
-                    "sweep" if rate else "given" if "learning_rate" in grid.changes else "recipe, unswept"
-                )
-                extra = {"learning_rate": {"from": source, "sweep": scores}}
-                plan = [(f"seed{seed}", rate or recipe.learning_rate, seed) for seed in grid.seeds]
-            for ending, rate, seed in plan:
-                start = None if sweep else grid.start(task, method, seed, work)
-                first = grid.recipe_for(task, method).start_from if start else None
-                chosen = dataclasses.replace(recipe, learning_rate=rate, start_from=first)
-                experiment = Experiment(chosen, task, grid.encoder, method, grid.source, seed, start=start)
-                ending = f"from-{first}-{ending}" if first else ending
-                target = folder / SWEEPS if sweep else folder
-                jobs.append(Job(f"{stem}-{ending}", experiment, data, target, extra))
+    if arm.method == PROBE:
+        return [job(None, seeds[0])]
+    if grid.search is None:
+        return [job(None, seed) for seed in seeds]
+    jobs = [job(rate, seeds[0]) for rate in arm.rates]
+    while all(records.get(j.name) is not None for j in jobs):
+        scores = search_scores(jobs, records)
+        best = best_rate(scores)
+        if best is None:
+            return jobs
+        ends = min(scores), max(scores)
+        if best not in ends or len(scores) >= grid.search.most:
+            return jobs + [job(best, seed) for seed in seeds[1:]]
+        beyond = best / grid.search.factor if best == ends[0] else best * grid.search.factor
+        jobs.append(job(float(f"{beyond:.6g}"), seeds[0]))
     return jobs
+
+
+def _starts(grid: Grid, task: str, arm: Arm, work: Path, records: Records) -> dict[int, Job] | None:
+    """The run that each seed begins with, by the same arm on the task named; ``None`` until all are done."""
+    first = grid.recipe_for(task, arm).start_from
+    if first is None or arm.method == PROBE:
+        return {}
+    found = _runs(grid, first, arm, work, records)
+    if any(records.get(job.name) is None for job in found):
+        return None
+    if grid.search is None:
+        return {job.experiment.seed: job for job in found}
+    rate = best_rate(
+        search_scores([j for j in found if j.experiment.seed == grid.seeds_of(first)[0]], records)
+    )
+    chosen = {job.experiment.seed: job for job in found if job.rate == rate}
+    return chosen if chosen.keys() >= set(grid.seeds_of(task)) else None
+
+
+def search_scores(jobs: Sequence[Job], records: Records) -> dict[float, float]:
+    """Each rate's score on the held-out rows, lowest rate first; minus infinity where training diverged."""
+    scores = {}
+    for job in jobs:
+        record = records[job.name]
+        assert record is not None
+        scores[job.rate] = held_out_score(record)
+    return dict(sorted(scores.items()))
+
+
+def held_out_score(record: RunRecord) -> float:
+    """The score that a search goes by: the main one, on held-out rows, of the model that the run left."""
+    if record.status != "finished":
+        return float("-inf")
+    return record.extra["splits"]["held_out"]["scores"][record.main_score]
+
+
+def best_rate(scores: Mapping[float, float]) -> float | None:
+    """The rate of the highest score, the lowest of equals; ``None`` where every one diverged."""
+    if not scores or max(scores.values()) == float("-inf"):
+        return None
+    return min(scores, key=lambda rate: (-scores[rate], rate))
+
+
+def _job(
+    grid: Grid, task: str, arm: Arm, rate: float | None, seed: int, folder: Path | None, start: Job | None
+) -> Job:
+    recipe = grid.recipe_for(task, arm)
+    first = recipe.start_from if start else None
+    name = f"{task}-from-{first}-{arm.name}" if first else f"{task}-{arm.name}"
+    if rate is not None:
+        name += f"-lr{rate:g}"
+    experiment = Experiment(
+        dataclasses.replace(recipe, learning_rate=rate or recipe.learning_rate, start_from=first),
+        task,
+        grid.encoder,
+        "head" if arm.method == PROBE else arm.method,
+        grid.source,
+        seed,
+        arm.lora,
+        arm.variant,
+        arm.bits,
+        arm.pooling,
+        arm.head,
+        folder if start else None,
+        grid.search.held_out if grid.search else 0.0,
+        arm.name,
+    )
+    return Job(f"{name}-seed{seed}", arm, experiment, start)

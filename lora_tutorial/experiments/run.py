@@ -1,43 +1,130 @@
-"""One fine-tuning run put together from the rooms of the house: task, encoder, method, recipe, score."""
+"""One run, from its description to its result: data, model, training, scores. Experiment -> Result."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, DatasetDict
+import safetensors.torch
+import torch
+from safetensors import safe_open
 from torch import nn
 from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
 
-from lora_tutorial.adapters.files import save_adapter, start_from_adapter
+from lora_tutorial.adapters.files import adapter_tensors, save_adapter, start_from_adapter
+from lora_tutorial.data.metrics import load_metric
 from lora_tutorial.data.own_file import is_text_file, task_from_file
 from lora_tutorial.data.sources import load_task
 from lora_tutorial.data.tasks import LoadedTask, Task
-from lora_tutorial.experiments.evaluate import (
-    frozen_encoder_baseline,
-    majority_baseline,
-    make_reading,
+from lora_tutorial.experiments.baselines import frozen_encoder_baseline, majority_baseline
+from lora_tutorial.experiments.evaluate import Evaluator, make_evaluators
+from lora_tutorial.experiments.inputs import (
+    HELD_OUT,
+    Prepared,
+    data_hash,
+    hold_out,
+    make_loaders,
     tokenize_rows,
+    train_loader,
 )
+from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.lora.fast import use_fast_layers
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias
-from lora_tutorial.lora.merge import factor_names, unload_lora
+from lora_tutorial.lora.merge import factor_names
 from lora_tutorial.lora.parameters import parameters_hash
+from lora_tutorial.lora.variants import inject_variant
 from lora_tutorial.models.encoders import load_tokenizer
+from lora_tutorial.models.fast_roberta import use_fast_attention
 from lora_tutorial.models.roberta import LoraWrapperRoberta
-from lora_tutorial.training.recipes import Recipe
+from lora_tutorial.quant.linear4bit import inject_lora_4bit, keep_codes, quantize_linears
+from lora_tutorial.training.recipes import METHODS, Recipe
 from lora_tutorial.training.records import RunRecord
 from lora_tutorial.training.trainer import seed_everything, train
 
-METHODS = ("head", "bitfit", "lora", "lora+bias+norm", "full")
+#: The tutorial's own choice: rank 8, scale 1, on query and value.
+TUTORIAL_LORA = LoraConfig(r=8, lora_alpha=8)
+TRAINED = "trained.safetensors"  # what a run leaves for another to begin with
+_HEAD = "finetune_head_"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one run is made of; everything that a record needs to be repeated.
+
+    Parameters
+    ----------
+    recipe
+        The numbers of the training loop.
+    task
+        A key of ``TASKS``, or the path of a reader's file (see `task_from_file`).
+    encoder, source
+        As for ``load_encoder`` and ``load_task``.
+    method
+        What trains, see `build_model`.
+    seed
+        Decides adapters, head, order and dropout.
+    lora
+        Rank, scale and place of the adapters; read for the LoRA methods only.
+    variant
+        A row of ``VARIANTS``.
+    bits
+        ``4`` for a base in bitsandbytes' NF4 (QLoRA), ``None`` for full precision.
+    pooling, head
+        What the head reads and what it is, as for `LoraWrapperRoberta`.
+    start
+        Folder of an earlier run, whose trained weights (its head aside) this one begins with; the recipe's
+        ``start_from`` names its task.
+    held_out
+        Share of the training rows to keep apart, see `hold_out`; 0 for none.
+    arm
+        What a grid calls this way to train; part of the record.
+    """
+
+    recipe: Recipe
+    task: str = "reviews"
+    encoder: str = "minilm"
+    method: str = "lora+bias+norm"
+    source: str = "auto"
+    seed: int = 0
+    lora: LoraConfig = TUTORIAL_LORA
+    variant: str = "lora"
+    bits: int | None = None
+    pooling: str = "first"
+    head: str = "tutorial"
+    start: str | os.PathLike[str] | None = None
+    held_out: float = 0.0
+    arm: str = ""
+
+    def __post_init__(self) -> None:
+        if self.bits not in (None, 4):
+            raise ValueError(f"bits must be 4 or left out; got {self.bits!r}.")
+        if (self.recipe.start_from is None) != (self.start is None):
+            raise ValueError(
+                f"The recipe starts from {self.recipe.start_from!r} and start={self.start!r}: a run needs "
+                "the task's name and the folder of its run, or neither (start_from=None)."
+            )
+
+
+class Result(NamedTuple):
+    """What a run leaves behind: the trained model, its record, the data, and the scores by name."""
+
+    model: LoraWrapperRoberta
+    record: RunRecord
+    loaded: LoadedTask
+    scores: dict[str, dict[str, float]]
 
 
 def build_model(
-    task: Task, method: str = "lora+bias+norm", encoder: str = "minilm", seed: int = 0, **settings: Any
+    task: Task,
+    method: str = "lora+bias+norm",
+    encoder: str = "minilm",
+    seed: int = 0,
+    lora: LoraConfig = TUTORIAL_LORA,
+    variant: str = "lora",
+    bits: int | None = None,
+    **options: Any,
 ) -> LoraWrapperRoberta:
     """The tutorial's model with just the parameters of a method left to train.
 
@@ -52,8 +139,11 @@ def build_model(
         As for ``load_encoder``.
     seed
         Set before head and adapters are drawn.
-    **settings
-        Further arguments of `LoraWrapperRoberta`, such as ``lora_rank``.
+    lora, variant, bits
+        As for `Experiment`. Plain LoRA on query and value is the attention written by hand; anything else is
+        injected. Both compute in their fast forms.
+    **options
+        Further options of `LoraWrapperRoberta`, such as ``head`` and ``pooling``.
 
     Raises
     ------
@@ -63,88 +153,37 @@ def build_model(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
     seed_everything(seed)
+    by_hand = method.startswith("lora") and variant == "lora" and bits is None and _is_by_hand(lora)
     beside = method == "lora+bias+norm"
-    flags = {"train_biases": beside, "train_layer_norms": beside}
+    options |= {"train_biases": beside, "train_layer_norms": beside, "model_id": encoder}
+    options |= {"lora_rank": lora.r, "lora_alpha": lora.lora_alpha} if by_hand else {"lora_rank": None}
     kind = {"squad": "squad_v1", "squad_v2": "squad_v2"}.get(task.metric, "glue")
-    outputs = None if task.extractive else task.num_labels
-    model = LoraWrapperRoberta(kind, outputs, model_id=encoder, **flags, **settings)
-    if not method.startswith("lora"):
-        unload_lora(model)
+    model = LoraWrapperRoberta(kind, None if task.extractive else task.num_labels, **options)
+    if bits:
+        keep_codes(quantize_linears(model.model))
+    if method.startswith("lora") and not by_hand:
+        heads = [
+            name
+            for name, part in model.named_children()
+            if name.startswith(_HEAD) and list(part.parameters())
+        ]
+        config = LoraConfig.from_dict(lora.to_dict() | {"modules_to_save": heads})
+        inject_lora_4bit(model, config) if bits else inject_variant(model, config, variant)
+        if beside:
+            freeze_parameters_except_lora_and_bias(model.model, "all", layer_norms=True)
+    elif method in ("bitfit", "full"):
         freeze_parameters_except_lora_and_bias(model.model, "all" if method == "bitfit" else "none")
         if method == "full":
             model.model.requires_grad_(True)
     model.freeze_pooler()  # nothing reads it
+    use_fast_layers(model)
+    use_fast_attention(model)
     return model
 
 
-def data_hash(splits: Mapping[str, Dataset] | Iterable[tuple[str, Dataset]]) -> str:
-    """SHA-256 over every row of every split, so that a record says which data it saw."""
-    digest = hashlib.sha256()
-    for split, rows in sorted(dict(splits).items()):
-        digest.update(split.encode())
-        for row in rows:
-            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What one run is made of; everything that a record needs to be repeated."""
-
-    recipe: Recipe
-    task: str = "reviews"  # or the path of a reader's file, see `task_from_file`
-    encoder: str = "minilm"
-    method: str = "lora+bias+norm"
-    source: str = "auto"
-    seed: int = 0
-    lora_rank: int = 8
-    lora_alpha: float | None = None
-    head: str = "tutorial"
-    start: str | os.PathLike[str] | None = None  # folder of the adapter that ``recipe.start_from`` names
-
-
-class Prepared(NamedTuple):
-    """What the runs of one task share: its data, its tokens (see `tokenize_rows`) and its hash."""
-
-    loaded: LoadedTask
-    tokenized: DatasetDict
-    data_sha256: str
-
-
-class Finished(NamedTuple):
-    """What a run leaves behind."""
-
-    model: LoraWrapperRoberta
-    record: RunRecord
-    loaded: LoadedTask
-    scores: dict[str, dict[str, float]]
-
-
-def describe(experiment: Experiment, data_sha256: str, base_sha256: str) -> dict[str, Any]:
-    """The configuration that a record keeps: names without this machine's paths, and two hashes."""
-    folder = os.path.isdir(experiment.encoder)
-    return {
-        "task": Path(experiment.task).stem if is_text_file(experiment.task) else experiment.task,
-        "source": Path(experiment.source).name,
-        "encoder": Path(experiment.encoder).name if folder else experiment.encoder,
-        "method": experiment.method,
-        "lora_rank": experiment.lora_rank,
-        "lora_alpha": experiment.lora_alpha,
-        "head": experiment.head,
-        "data_sha256": data_sha256,
-        "base_sha256": base_sha256,
-    }
-
-
-def encoder_hash(encoder: nn.Module) -> str:
-    """SHA-256 of an encoder's own parameters, whatever adapters it has; see `parameters_hash`."""
-    return parameters_hash(encoder, factor_names(encoder))
-
-
-def _load(experiment: Experiment) -> LoadedTask:
-    if is_text_file(experiment.task):
-        return task_from_file(experiment.task)
-    return load_task(experiment.task, experiment.source)
+def _is_by_hand(lora: LoraConfig) -> bool:
+    """Whether `LoraRobertaSelfAttention` can hold these adapters."""
+    return lora == LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha)
 
 
 def run_experiment(
@@ -153,8 +192,9 @@ def run_experiment(
     baselines: bool = False,
     prepared: Prepared | None = None,
     every_split: bool = False,
+    keep_predictions: bool = False,
     **options: Any,
-) -> Finished:
+) -> Result:
     """Load, build, train and score one run.
 
     Parameters
@@ -169,75 +209,171 @@ def run_experiment(
         The data, where they are at hand already; they must be those of ``experiment``.
     every_split
         Whether the trained model is scored on every split with labels instead of the final one alone.
+    keep_predictions
+        Whether the record keeps each prediction, for comparisons row by row.
     **options
         Passed on to ``train``: ``resume``, ``progress``, ``checkpoint_every``, ``log_with``, ``cpu``.
 
     Returns
     -------
-    Finished
-        ``scores`` has ``"trained"`` and, if asked for, the two baselines by name: all on the
-        test split where there is a labelled one, else on validation (SQuAD has no baselines).
-        ``record.extra["splits"]`` has rows, scores and the predictions' hash of each split scored.
+    Result
+        ``scores`` has ``"trained"`` and, if asked for, the two baselines by name: all on the test split where
+        there is a labelled one, else on validation (SQuAD has no baselines). ``record.extra["splits"]`` has
+        rows, scores and the predictions' hash of each split scored.
     """
-    if (experiment.recipe.start_from is None) != (experiment.start is None):
-        raise ValueError(
-            f"The recipe starts from {experiment.recipe.start_from!r} and start={experiment.start!r}: a run "
-            "needs the task's name and its adapter's folder, or neither (start_from=None)."
-        )
-    loaded = prepared.loaded if prepared else _load(experiment)
-    settings = {key: getattr(experiment, key) for key in ("lora_rank", "lora_alpha", "head")}
-    model = build_model(loaded.task, experiment.method, experiment.encoder, experiment.seed, **settings)
-    if experiment.recipe.attention_dropout is not None:
-        for module in model.model.modules():
-            if isinstance(module, RobertaSelfAttention):
-                module.dropout.p = experiment.recipe.attention_dropout
-    if experiment.start is not None:
-        start_from_adapter(model, experiment.start)
-    tokenizer = load_tokenizer(experiment.encoder)
-    tokens = prepared.tokenized if prepared else tokenize_rows(loaded, tokenizer, experiment.recipe)
-    reading = make_reading(loaded, tokenizer, experiment.recipe, experiment.seed, tokens)
-    loaders, metric = reading.loaders, reading.metric
-    final = "test" if "test" in reading.splits else "validation"
-    scores = {}
-    if baselines and not loaded.task.extractive:
-        scores["majority class"] = majority_baseline(loaded, metric, final)
-        scores["frozen encoder, trained head"] = frozen_encoder_baseline(
-            model, loaders, metric, loaded.task.regression, final
-        )
-    data_sha256 = prepared.data_sha256 if prepared else data_hash(loaded.data)
+    prepared = prepare(experiment) if prepared is None else prepared
+    loaded, tokens, _ = prepared
+    task, recipe, tokenizer = loaded.task, experiment.recipe, load_tokenizer(experiment.encoder)
+    model = _model_of(experiment, task)
+    evaluators = make_evaluators(task, tokens, tokenizer, recipe)
+    final = "test" if "test" in evaluators else "validation"
+    scores = _baselines(experiment, prepared, model, final) if baselines and not task.extractive else {}
+    # The split that is looked at while training: rows held out for it, or else validation.
+    watched = next(split for split in (HELD_OUT, "validation", final) if split in evaluators)
     record = train(
         model,
-        loaders.train,
-        loaders.scored.get("validation", loaders.scored.get(final)),
-        metric,
-        experiment.recipe,
+        train_loader(tokens["train"], tokenizer, recipe, experiment.seed),
+        None,
+        None,
+        recipe,
         output_dir,
         experiment.seed,
-        config=describe(experiment, data_sha256, encoder_hash(model.model)),
-        scorer=reading.scorer,
+        config=describe(experiment, prepared.data_sha256, encoder_hash(model.model)),
+        scorer=evaluators[watched],
         **options,
     )
-    wanted = reading.splits if every_split else (final,)
-    known = record.last["scores"] if record.last else None
-    splits = {split: reading.score(model, split, known) for split in wanted}
+    splits = {}
+    for split in evaluators if every_split else (final,):
+        evaluation = _evaluation(evaluators[split], model, record if split == watched else None)
+        splits[split] = evaluation.summary(keep_predictions)
     scores["trained"] = splits[final]["scores"]
     record.extra |= {"scored_on": final, "scores": scores, "splits": splits}
     if output_dir is not None:
         record.save(Path(output_dir) / "record.json")
-    return Finished(model, record, loaded, scores)
+    return Result(model, record, loaded, scores)
 
 
-def save_run_adapter(finished: Finished, folder: Path) -> int:
+def prepare(experiment: Experiment) -> Prepared:
+    """Load a run's data, hold rows out where it asks for that, and tokenise."""
+    if is_text_file(experiment.task):
+        loaded = task_from_file(experiment.task)
+    else:
+        loaded = load_task(experiment.task, experiment.source)
+    return prepare_rows(loaded, experiment.encoder, experiment.recipe, experiment.held_out)
+
+
+def prepare_rows(loaded: LoadedTask, encoder: str, recipe: Recipe, held_out: float = 0.0) -> Prepared:
+    """The same for rows that are loaded already."""
+    digest = data_hash(loaded.data)
+    if held_out:
+        loaded = hold_out(loaded, recipe, held_out)
+    return Prepared(loaded, tokenize_rows(loaded, load_tokenizer(encoder), recipe), digest)
+
+
+def _model_of(experiment: Experiment, task: Task) -> LoraWrapperRoberta:
+    e = experiment
+    options = {"pooling": e.pooling, "head": e.head}
+    model = build_model(task, e.method, e.encoder, e.seed, e.lora, e.variant, e.bits, **options)
+    if e.recipe.attention_dropout is not None:
+        for module in model.model.modules():
+            if isinstance(module, RobertaSelfAttention):
+                module.dropout.p = e.recipe.attention_dropout
+    if e.start is not None:
+        start_from(model, Path(e.start))
+    return model
+
+
+def _baselines(
+    experiment: Experiment, prepared: Prepared, model: LoraWrapperRoberta, split: str
+) -> dict[str, dict[str, float]]:
+    loaded, metric = prepared.loaded, load_metric(prepared.loaded.task.metric)
+    tokenizer = load_tokenizer(experiment.encoder)
+    loaders = make_loaders(loaded, tokenizer, experiment.recipe, experiment.seed, prepared.tokenized)
+    frozen = frozen_encoder_baseline(model, loaders, metric, loaded.task.regression, split)
+    return {
+        "majority class": majority_baseline(loaded, metric, split),
+        "frozen encoder, linear probe": frozen,
+    }
+
+
+def _evaluation(evaluator: Evaluator, model: nn.Module, ended: RunRecord | None) -> Any:
+    """The evaluation that training ended with, where it is of the model as it is now; else a new one."""
+    if ended is not None and evaluator.last is not None and not ended.recipe.get("keep_best"):
+        return evaluator.last
+    return evaluator.evaluate(model)
+
+
+def start_from(model: LoraWrapperRoberta, folder: Path) -> None:
+    """Copy what an earlier run trained into a fresh model of the same base and method, its head aside.
+
+    The LoRA paper begins MRPC, RTE and STS-B from the adapter that learnt MNLI (section 5.2). The folder is
+    an adapter's, or that of a benchmark's run by any method.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the folder holds no trained weights, or weights of another method, rank or base.
+    """
+    file = folder / TRAINED
+    if not file.is_file():
+        start_from_adapter(model, folder)
+        return
+    with safe_open(file, framework="pt") as stored:
+        base = (stored.metadata() or {}).get("base_sha256")
+        saved = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+    if base != encoder_hash(model.model):
+        raise ValueError(f"What {folder} holds was trained on another base; start from a run of this base.")
+    saved = {name: value for name, value in saved.items() if not name.startswith(_HEAD)}
+    own = {name: value for name, value in adapter_tensors(model).items() if not name.startswith(_HEAD)}
+    if {n: v.shape for n, v in saved.items()} != {n: v.shape for n, v in own.items()}:
+        raise ValueError(f"What {folder} trained is not what this model trains: start from the same method.")
+    with torch.no_grad():
+        for name, value in saved.items():
+            own[name].copy_(value)  # own holds the parameters' storage, detached
+
+
+def describe(experiment: Experiment, data_sha256: str, base_sha256: str) -> dict[str, Any]:
+    """The configuration that a record keeps: names without this machine's paths, and two hashes."""
+    e, folder = experiment, os.path.isdir(experiment.encoder)
+    return ({"arm": e.arm} if e.arm else {}) | {
+        "task": Path(e.task).stem if is_text_file(e.task) else e.task,
+        "source": Path(e.source).name,
+        "encoder": Path(e.encoder).name if folder else e.encoder,
+        "method": e.method,
+        "lora": e.lora.to_dict() if e.method.startswith("lora") else None,
+        "variant": e.variant,
+        "bits": e.bits,
+        "pooling": e.pooling,
+        "head": e.head,
+        "held_out": e.held_out,
+        "data_sha256": data_sha256,
+        "base_sha256": base_sha256,
+    }
+
+
+def encoder_hash(encoder: nn.Module) -> str:
+    """SHA-256 of an encoder's own parameters, whatever adapters it has; see `parameters_hash`."""
+    return parameters_hash(encoder, factor_names(encoder))
+
+
+def trained_file(model: nn.Module, base_sha256: str = "") -> bytes:
+    """The safetensors file that holds everything that trained: an adapter's own, or all of a full copy."""
+    tensors = {name: value.cpu().contiguous() for name, value in adapter_tensors(model).items()}
+    about = {"base_sha256": base_sha256} if base_sha256 else {}
+    return safetensors.torch.save(tensors, metadata={"format": "pt", **about})
+
+
+def save_run_adapter(result: Result, folder: Path) -> int:
     """Save a run's adapter with what `lora-tutorial predict` needs; returns the folder's size in bytes."""
-    task, record = finished.loaded.task, finished.record
+    task, record = result.loaded.task, result.record
     metadata = {
         "task": task.name,
         "columns": list(task.columns),
         "labels": list(task.labels),
         "max_length": record.recipe["max_length"],
         "scored_on": record.extra["scored_on"],
-        "scores": finished.scores["trained"],
+        "scores": result.scores["trained"],
         "data_sha256": record.config["data_sha256"],
     }
-    save_adapter(finished.model, folder, metadata)
+    save_adapter(result.model, folder, metadata)
     return sum(file.stat().st_size for file in folder.iterdir())

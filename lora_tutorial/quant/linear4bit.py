@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import nn
 
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.inject import inject_lora, matching_modules
-from lora_tutorial.lora.layers import LoraLinear, LoraModule
+from lora_tutorial.lora.layers import LoraLinear, LoraModule, keep_hooks
 
 
 class LoraLinear4bit(LoraLinear, Linear4bit):
@@ -20,6 +20,8 @@ class LoraLinear4bit(LoraLinear, Linear4bit):
     QLoRA, equation 5 (arXiv:2305.14314). ``weight`` keeps its packed codes and scales; ``lora_A`` (r, in) and
     ``lora_B`` (out, r) are float32 and train. Made by `from_linear` from a layer that is quantised already.
     """
+
+    packed = True
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         raise TypeError(
@@ -55,6 +57,7 @@ class LoraLinear4bit(LoraLinear, Linear4bit):
         linear.weight, linear.bias, linear.quant_state = self.weight, self.bias, self.weight.quant_state
         linear.weight.module = linear
         _never_repack(linear)
+        keep_hooks(self, linear)
         return linear.train(self.training)
 
     def merge(self) -> None:
@@ -121,6 +124,26 @@ def inject_lora_4bit(model: nn.Module, config: LoraConfig) -> nn.Module:
     return inject_lora(keep_codes(model), config, make=lora_layer)
 
 
+def quantize_linears(model: nn.Module) -> nn.Module:
+    """Hold every ``nn.Linear`` of a model in NF4 with quantised scales, computing in float32. In place.
+
+    What ``BitsAndBytesConfig`` does while it loads a checkpoint (QLoRA, section 3), for a model that is there
+    already. Biases stay as they are.
+    """
+    settings = {"compress_statistics": True, "quant_type": "nf4"}
+    for name, linear in list(model.named_modules()):
+        if type(linear) is nn.Linear:
+            layer = Linear4bit(
+                linear.in_features, linear.out_features, linear.bias is not None, torch.float32, **settings
+            )
+            layer.weight = Params4bit(linear.weight.detach().clone(), requires_grad=False, **settings)
+            layer.bias = linear.bias
+            parent, _, child = name.rpartition(".")
+            # moving it to its device is what quantises it
+            setattr(model.get_submodule(parent), child, layer.to(linear.weight.device).train(linear.training))
+    return model
+
+
 @torch.no_grad()
 def dequantize_linears(model: nn.Module) -> nn.Module:
     """Replace every 4-bit layer by one in the type it was loaded in, with dequantised weights. In place.
@@ -152,6 +175,7 @@ def _dequantized(layer: Linear4bit) -> nn.Linear:
     values = dequantize_4bit(layer.weight.data, layer.weight.quant_state)  # (out, in)
     linear.weight, linear.bias = nn.Parameter(values, requires_grad=False), layer.bias
     linear.train(layer.training)
+    keep_hooks(layer, linear)
     if not isinstance(layer, LoraLinear):
         return linear
     trains = layer.bias is not None and layer.bias.requires_grad

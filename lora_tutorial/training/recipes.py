@@ -1,14 +1,20 @@
-"""Training recipes by name: the numbers that decide a run, as data, checked before any work."""
+"""The numbers that decide a run, by name and checked before any work, and the options it is carried out with."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+#: What can train beside the head: nothing, biases, adapters, adapters with biases and LayerNorms, all.
+METHODS = ("head", "bitfit", "lora", "lora+bias+norm", "full")
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -91,7 +97,8 @@ class Recipe:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"Recipe {field}={value!r}: give a whole number of at least 1.")
         for field, accepted, holds in (
-            ("learning_rate", "a finite number above 0", lambda v: v > 0),
+            # above it AdamW's step, a rate over 1 - 0.9, leaves single precision
+            ("learning_rate", "a number above 0 and at most 1e30", lambda v: 0 < v <= 1e30),
             ("warmup", "a share of all steps in [0, 1)", lambda v: 0 <= v < 1),
             ("weight_decay", "a finite number of at least 0", lambda v: v >= 0),
             ("adam_beta2", "a number in (0, 1)", lambda v: 0 < v < 1),
@@ -159,6 +166,50 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     fields = dataclasses.fields(Recipe)
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
     return {**defaults, **values}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is carried out, as against what it learns: the further keywords of `train`.
+
+    Parameters
+    ----------
+    config
+        What else identifies the run (model, task, method); part of the record, and must agree on resuming.
+    scorer
+        ``scorer(model, accelerator)`` is called after each epoch and returns the scores, instead of
+        ``eval_loader`` and ``metric``. Its attribute ``main_score`` names the one that decides which epoch is
+        best; without it the first does.
+    resume
+        Go on from the last complete checkpoint in ``output_dir``, or start where there is none
+        (`resume_point` tells beforehand).
+    progress
+        Show a bar when standard error is a terminal.
+    checkpoint_every
+        Steps between checkpoints, beside the one at each epoch's end.
+    log_with
+        Trackers of accelerate, such as ``["tensorboard"]``; files go to ``output_dir/logs``.
+    cpu
+        Stay on the CPU even where there is a GPU.
+
+    Raises
+    ------
+    ValueError
+        For a number of steps below 1.
+    """
+
+    config: Mapping[str, Any] | None = None
+    scorer: Callable[[nn.Module, Accelerator], dict[str, float]] | None = field(default=None, repr=False)
+    resume: bool = False
+    progress: bool = True
+    checkpoint_every: int | None = None
+    log_with: Sequence[str] = ()
+    cpu: bool = False
+
+    def __post_init__(self) -> None:
+        every = self.checkpoint_every
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ValueError(f"checkpoint_every={every!r}: give a number of steps of at least 1, or None.")
 
 
 def _paper(epochs: int, batch_size: int, learning_rate: float, start_from: str | None = None) -> Recipe:

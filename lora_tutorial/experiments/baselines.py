@@ -1,0 +1,134 @@
+"""What a score is compared with: the commonest answer, and a linear probe on the untouched encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import make_scorer
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lora_tutorial.data.metrics import TaskMetric
+from lora_tutorial.data.tasks import LoadedTask
+from lora_tutorial.experiments.inputs import Loaders
+from lora_tutorial.models.roberta import LoraWrapperRoberta
+
+#: Strengths of regularisation that the probe tries.
+STRENGTHS = {"logisticregression__C": np.logspace(-4, 1, 6), "ridge__alpha": np.logspace(0, 5, 6)}
+FOLDS = 5
+
+
+class Probe(NamedTuple):
+    """A linear probe's scores, its predictions in the loader's order, and the strength that was chosen."""
+
+    scores: dict[str, float]
+    predictions: list[float]
+    strength: float
+
+    def in_order(self, lengths: Sequence[int]) -> list[float]:
+        """The predictions in the order of the rows, from the lengths by which the loader sorted them."""
+        ordered = np.empty(len(lengths))
+        ordered[np.argsort(lengths, kind="stable")] = self.predictions
+        return ordered.tolist()
+
+
+def majority_baseline(loaded: LoadedTask, metric: TaskMetric, split: str = "test") -> dict[str, float]:
+    """The score of always giving the commonest training class (the mean, for a regression)."""
+    train_labels = loaded.data["train"]["label"]
+    dummy = DummyRegressor() if loaded.task.regression else DummyClassifier(strategy="most_frequent")
+    dummy.fit([[0]] * len(train_labels), train_labels)
+    gold = loaded.data[split]["label"]
+    return metric.compute(predictions=dummy.predict([[0]] * len(gold)), references=list(gold))
+
+
+def frozen_encoder_baseline(
+    model: LoraWrapperRoberta,
+    loaders: Loaders,
+    metric: TaskMetric,
+    regression: bool,
+    split: str = "test",
+    pooling: str = "mean",
+) -> dict[str, float]:
+    """The score of `linear_probe` on a fresh model's encoder: what is there before any adaptation.
+
+    ``model``'s adapters add nothing yet; the other parameters are those of `linear_probe`.
+    """
+    return linear_probe(model.model, loaders, metric, regression, (split,), pooling)[split].scores
+
+
+def linear_probe(
+    encoder: nn.Module,
+    loaders: Loaders,
+    metric: TaskMetric,
+    regression: bool,
+    splits: tuple[str, ...],
+    pooling: str = "mean",
+) -> dict[str, Probe]:
+    """Fit logistic (or ridge) regression to the frozen encoder's vectors, and score it on some splits.
+
+    MiniLM was trained for the mean over a text's tokens, so that is the fair default; a probe of its first
+    token is weaker. The strength of regularisation is chosen by five-fold cross-validation on the training
+    rows, by the task's own score. Nothing of the scored splits is looked at.
+
+    Parameters
+    ----------
+    encoder
+        Gives ``last_hidden_state`` (batch, tokens, hidden).
+    loaders
+        From `make_loaders`.
+    metric, regression
+        The task's.
+    splits
+        Which to score.
+    pooling
+        ``"mean"`` over the tokens that are not padding, or ``"first"``.
+    """
+    x, y = pooled_vectors(encoder, loaders.train, pooling)
+    head = Ridge() if regression else LogisticRegression(max_iter=2000)
+    name = type(head).__name__.lower()
+    strengths = {key: values for key, values in STRENGTHS.items() if key.startswith(name)}
+
+    def score(gold: Any, guessed: Any) -> float:
+        return metric.compute(predictions=list(guessed), references=list(gold))[metric.main_score]
+
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), head), strengths, scoring=make_scorer(score), cv=FOLDS
+    )
+    search.fit(x, y)
+    probes = {}
+    for split in splits:
+        x, y = pooled_vectors(encoder, loaders.scored[split], pooling)
+        guessed = search.predict(x)
+        scores = metric.compute(predictions=guessed, references=y)
+        probes[split] = Probe(scores, guessed.tolist(), float(next(iter(search.best_params_.values()))))
+    return probes
+
+
+@torch.no_grad()
+def pooled_vectors(encoder: nn.Module, loader: DataLoader, pooling: str = "mean") -> tuple[Any, Any]:
+    """One vector a row, (rows, hidden), and the labels, (rows,), as NumPy arrays in the loader's order."""
+    if pooling not in ("mean", "first"):
+        raise ValueError(f"pooling must be mean or first; got {pooling!r}.")
+    encoder.eval()
+    states, labels = [], []
+    for batch in loader:
+        labels.append(batch.pop("labels"))
+        batch = {key: value.to(encoder.device) for key, value in batch.items()}
+        hidden = encoder(**batch).last_hidden_state.float()
+        states.append(_pool(hidden, batch["attention_mask"], pooling).cpu())
+    return torch.cat(states).numpy(), torch.cat(labels).numpy()
+
+
+def _pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    if pooling == "first":
+        return hidden[:, 0]
+    weights = mask[:, :, None].to(hidden.dtype)  # (batch, tokens) -> (batch, tokens, 1)
+    return (hidden * weights).sum(1) / weights.sum(1)  # (batch, hidden)
