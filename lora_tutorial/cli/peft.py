@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_tutorial.cli import checks
 from lora_tutorial.cli.screen import console
 
 
@@ -19,13 +20,23 @@ def export_peft(
     title: Annotated[str | None, typer.Option(help="The card's title.")] = None,
 ) -> None:
     """Write an adapter as PEFT writes it: same logits, bit for bit."""
+    folder = checks.find_adapter(adapter)
+    base = checks.read_settings(folder)["base"]
+    if base.get("wrapper", {}).get("head") == "tutorial":
+        raise ValueError(
+            f"{adapter} has the tutorial's head (LayerNorm, dropout, linear), for which PEFT has no place; "
+            "train it with --head roberta."
+        )
+    checks.check_writable(out)
+    checks.check_encoder(base["name"])
+
     from lora_tutorial.adapters.files import load_adapter
     from lora_tutorial.adapters.peft import export_peft as export
     from lora_tutorial.models.encoders import quiet
 
     said = {"licence": licence, "data": data, "data_licence": data_licence, "title": title}
     with quiet():
-        model = load_adapter(adapter)
+        model = load_adapter(folder)
         about: dict[str, Any] = model.adapter_metadata | {k: v for k, v in said.items() if v is not None}
         export(model, out, metadata=about)
     console.print(f"PEFT adapter: {out} ({', '.join(sorted(path.name for path in out.iterdir()))})")
@@ -37,6 +48,11 @@ def import_peft(
     base: Annotated[str | None, typer.Option(help="Encoder or folder, instead of the one it names.")] = None,
 ) -> None:
     """Read an adapter that PEFT wrote and save it as ours."""
+    checks.check_peft_folder(peft)
+    checks.check_writable(out)
+    if base is not None:
+        checks.check_encoder(base)
+
     from lora_tutorial.adapters.files import save_adapter
     from lora_tutorial.adapters.peft import import_peft as read
     from lora_tutorial.models.encoders import quiet

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from lora_tutorial.cli.screen import console
+from lora_tutorial.cli import checks
+from lora_tutorial.cli.screen import console, say
+
+if TYPE_CHECKING:
+    from lora_tutorial.experiments.run import Result
+
+
+class Stopped(Exception):  # noqa: N818 - Ctrl-C is no error
+    """Ctrl-C, with the sentence that says how to go on."""
 
 
 def train(
     task: Annotated[
-        str, typer.Option(help="reviews, a GLUE task, or a CSV file (columns text, label).")
-    ] = "reviews",
+        str | None, typer.Argument(help="reviews, a GLUE task, squad, or a CSV file.", show_default="reviews")
+    ] = None,
+    task_option: Annotated[str | None, typer.Option("--task", help="The same, as an option.")] = None,
     encoder: Annotated[
         str, typer.Option(help="minilm, roberta-base, or a RoBERTa checkpoint's folder.")
     ] = "minilm",
@@ -35,44 +44,61 @@ def train(
         Path | None, typer.Option(help="Folder of another task's adapter to begin with.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = 50,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     log_with: Annotated[
         list[str] | None, typer.Option(help="A tracker of accelerate, such as tensorboard.")
     ] = None,
 ) -> None:
-    """Fine-tune an encoder, compare it with two baselines and save the adapter."""
-    from lora_tutorial.adapters.files import read_adapter
-    from lora_tutorial.models.encoders import quiet
+    """Fine-tune an encoder, compare it with two baselines and save the adapter.
+
+    A file has a column label and a column text, or two columns for pairs.
+    """
     from lora_tutorial.training.recipes import load_recipe
 
+    if task is not None and task_option not in (None, task):
+        raise ValueError(f"The task is named twice, {task!r} and {task_option!r}; name it once.")
+    name = task or task_option or "reviews"
+    checks.check_method(method, start, head)
+    checks.check_number("--seed", seed, 0, 2**32 - 1)
+    checks.check_number("--checkpoint-every", checkpoint_every, 1, 10**9)
     changes = {"learning_rate": learning_rate, "epochs": epochs, "max_examples": max_examples}
     changes = {key: value for key, value in changes.items() if value is not None}
-    first = None if start is None else read_adapter(start)[0]["metadata"].get("task", start.name)
-    chosen = load_recipe(recipe, task, start_from=first, **changes)
-    folder = out or Path("runs") / f"{Path(task).stem}-{Path(encoder).name}-{method}-{recipe}-seed{seed}"
-    if (folder / "record.json").exists() and not resume:
-        raise FileExistsError(
-            f"{folder} holds a run; add --resume to go on, or name another folder with --out."
-        )
-    from lora_tutorial.experiments.run import Experiment, run_experiment, save_run_adapter
+    first = None
+    if start is not None:
+        first = checks.read_settings(start)["metadata"].get("task", start.name)
+    chosen = load_recipe(recipe, name, start_from=first, **changes)
+    lora = checks.check_rank(rank, lora_alpha, encoder)
+    checks.check_trackers(log_with or ())
+    folder = out or Path("runs") / f"{Path(name).stem}-{Path(encoder).name}-{method}-{recipe}-seed{seed}"
+    checks.check_run_folder(folder, resume)
+    checks.check_encoder(encoder)
+    checks.check_recipe(chosen, checks.check_task(name, source))
 
-    experiment = Experiment(chosen, task, encoder, method, source, seed, rank, lora_alpha, head, start)
-    console.print(
-        f"Fine-tuning {encoder} on {task} by {method}: {chosen.epochs} epoch(s), r = {rank}, seed {seed}."
-    )
-    with quiet():
+    say(f"Fine-tuning {encoder} on {name} by {method}: {chosen.epochs} epoch(s), r = {rank}, seed {seed}.")
+    try:
+        from lora_tutorial.experiments.run import Experiment, run_experiment, save_run_adapter
+        from lora_tutorial.models.encoders import quiet
+
+        experiment = Experiment(
+            chosen, name, encoder, method, source, seed, lora=lora, head=head, start=start
+        )
         options = {"resume": resume, "checkpoint_every": checkpoint_every, "log_with": log_with or ()}
-        finished = run_experiment(experiment, folder, baselines=True, **options)
-    _show_scores(finished)
-    if method.startswith("lora"):
-        size = save_run_adapter(finished, folder / "adapter")
-        console.print(f"Adapter: {folder / 'adapter'} ({size / 1e6:.2f} MB). Try it:")
-        console.print(
-            f'  lora-tutorial predict {folder / "adapter"} "some text"', highlight=False, soft_wrap=True
-        )
+        with quiet():
+            finished = run_experiment(experiment, folder, baselines=True, **options)
+        _show_scores(finished)
+        if method.startswith("lora"):
+            size = save_run_adapter(finished, folder / "adapter")
+            _show_use(folder / "adapter", size, finished.loaded.task.columns)
+    except KeyboardInterrupt:
+        began = (folder / "record.json").exists()
+        raise Stopped(
+            f"Stopped. The same command with --resume goes on from the last checkpoint in {folder}."
+            if began
+            else "Stopped before the first step; nothing was kept."
+        ) from None
 
 
-def _show_scores(finished) -> None:
+def _show_scores(finished: Result) -> None:
     record = finished.record
     table = Table(title=f"{record.config['task']}, {record.extra['scored_on']} split", title_justify="left")
     names = list(finished.scores["trained"])
@@ -87,3 +113,12 @@ def _show_scores(finished) -> None:
         f"{record.trainable_parameters:,} of {record.total_parameters:,} parameters trained ({share:.2f} %),"
     )
     console.print(f"in {record.wall_seconds:.0f} s of training and evaluation.")
+
+
+def _show_use(adapter: Path, size: int, columns: tuple[str, ...]) -> None:
+    """The command that uses the adapter, with as many texts as its task has."""
+    texts = {1: '"some text"', 2: '"some text" "another text"'}[len(columns)]
+    if "context" in columns:
+        texts = '"some text" "a question about it"'
+    say(f"Adapter: {adapter} ({size / 1e6:.2f} MB). Try it:")
+    say(f"  lora-tutorial predict {adapter} {texts}")

@@ -1,0 +1,266 @@
+"""What is wrong with a command, found before torch is imported, a row is loaded or a file is written.
+
+The tables of tasks, recipes and settings need no torch. What they cannot tell (whether tensors fit, whether a
+checkpoint is whole) is found later, by whoever reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lora_tutorial.data.tasks import Task, find_source, get_task
+from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.storage.files import bundled_folder, folder_lock, lock_file
+from lora_tutorial.training.recipes import METHODS, Recipe
+
+# Copies of what models, adapters and accelerate say, where saying it takes torch; a test compares them.
+HEADS = ("tutorial", "roberta")
+WIDTHS = {"minilm": 384, "roberta-base": 768, "distilroberta-base": 768, "roberta-large": 1024}
+# fmt: off
+TRACKERS = (
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb",
+)
+# fmt: on
+SETTINGS, TENSORS, FORMAT = "adapter.json", "adapter.safetensors", 1
+PEFT_SETTINGS, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+FEWEST = 10  # training rows of each class, without which the baselines cannot be fitted
+
+
+def is_file_name(task: str) -> bool:
+    """Whether a task is meant as a file: it has an ending or a folder, or is there."""
+    return bool(Path(task).suffix) or os.sep in task or Path(task).is_file()
+
+
+def check_task(name: str, source: str) -> Task:
+    """The task, of the table or of a file, if its data can be found."""
+    if is_file_name(name):
+        from lora_tutorial.data.own_file import task_from_file
+
+        return task_from_file(name).task
+    task = get_task(name)
+    find_source(name, source)
+    return task
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{option} must be one of {', '.join(choices)}; got {value!r}.")
+
+
+def check_method(method: str, start: Path | None, head: str) -> None:
+    """What trains, and whether it fits what it begins with."""
+    check_choice("method", method, METHODS)
+    check_choice("head", head, HEADS)
+    if start is not None and not method.startswith("lora"):
+        raise ValueError(f"--start begins with an adapter, and --method {method} trains none; leave one out.")
+
+
+def check_number(option: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{option} {value} is not from {low} to {high}.")
+
+
+def check_recipe(recipe: Recipe, task: Task) -> None:
+    """What the recipe cannot judge alone."""
+    if recipe.learning_rate > 1:
+        raise ValueError(
+            f"--learning-rate {recipe.learning_rate:g} is above 1: AdamW moves each weight by about "
+            "the rate in every step, and nothing learns by that; give one such as 1e-3."
+        )
+    classes = max(len(task.labels), 1)
+    least = 1 if task.extractive else FEWEST * classes
+    if recipe.max_examples is not None and recipe.max_examples < least:
+        raise ValueError(
+            f"--max-examples {recipe.max_examples} is too few for {task.name}: with fewer than {least} "
+            "training rows the baselines cannot be fitted."
+        )
+
+
+def check_rank(rank: int, lora_alpha: float | None, encoder: str) -> LoraConfig:
+    """Rank and scale, the rank also against the encoder's width where that is known without loading it."""
+    lora = LoraConfig(r=rank, lora_alpha=rank if lora_alpha is None else lora_alpha)
+    width = WIDTHS.get(encoder.removeprefix("FacebookAI/"))
+    if Path(encoder).is_dir():
+        width = read_json(Path(encoder) / "config.json", "Save the checkpoint again.").get("hidden_size")
+    if isinstance(width, int) and rank > width:
+        raise ValueError(
+            f"--rank {rank} is more than the {width} rows of {encoder}'s matrices, and no update of "
+            f"theirs has a higher rank; give one from 1 to {width}, such as 8."
+        )
+    return lora
+
+
+def check_encoder(name: str, weights: bool = True) -> None:
+    """Whether an encoder can be had: a folder with a RoBERTa in it, a known name, or one the hub knows.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the folder is missing or holds no RoBERTa, or the hub has none of that name.
+    HubUnreachableError
+        If only the hub could tell, and it does not answer.
+    """
+    text = name.strip()
+    if not text:
+        raise ValueError("The encoder's name is empty; give minilm, roberta-base or a checkpoint's folder.")
+    if Path(text).is_dir():
+        kind = read_json(Path(text) / "config.json", "Save the checkpoint again.").get("model_type")
+        if kind != "roberta":
+            raise ValueError(f"{text} holds a {kind!r} checkpoint, and only 'roberta' ones are adapted here.")
+        if weights and not any(Path(text).glob("model*.safetensors")):
+            raise FileNotFoundError(
+                f"{text} has no model.safetensors; pickled weights are not read: save anew."
+            )
+        return
+    if Path(text).exists() or text.startswith((".", "~", os.sep)) or text.count("/") > 1:
+        raise FileNotFoundError(
+            f"There is no folder {text}; give a RoBERTa checkpoint's folder, or minilm, which needs none."
+        )
+    known = text if weights else text.removeprefix("FacebookAI/")
+    if known == "minilm" or (not weights and known in WIDTHS):
+        return
+    from lora_tutorial.storage import hub
+
+    if hub.cached_checkpoint(text) is None:
+        hub.require_hub(text, "model", "take minilm, or the folder of a RoBERTa checkpoint")
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Whether accelerate can log with these."""
+    modules = {"tensorboard": ("tensorboard", "tensorboardX")}
+    here = [name for name in TRACKERS if any(map(find_spec, modules.get(name, (name,))))]
+    for name in names:
+        if name not in here:
+            raise ValueError(
+                f"Tracker {name!r} is unknown or not installed; here: {', '.join(here) or 'none'}."
+            )
+
+
+def check_run_folder(folder: Path, resume: bool) -> None:
+    """Whether a run can begin, or go on, in a folder.
+
+    Raises
+    ------
+    FileExistsError
+        If it is a file, or holds a run that is not to be resumed.
+    FileNotFoundError
+        If there is nothing to resume.
+    OSError
+        If nothing can be written there.
+    FolderInUseError
+        If another process is at work there.
+    """
+    began = (folder / "record.json").exists() or any(folder.glob("checkpoints/step-*"))
+    if began and not resume:
+        raise FileExistsError(
+            f"{folder} holds a run; add --resume to go on, or name another folder with --out."
+        )
+    if resume and not began:
+        raise FileNotFoundError(
+            f"There is nothing to resume in {folder}: it holds no run. Leave --resume out, or name the run's "
+            "folder with --out."
+        )
+    check_writable(folder)
+    if lock_file(folder.resolve()).exists():
+        with folder_lock(folder, "the run"):
+            pass
+
+
+def check_writable(folder: Path) -> None:
+    """Try to write where a folder is or will be made; nothing stays."""
+    nearest = folder.resolve()
+    while not nearest.exists() and nearest.parent != nearest:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise FileExistsError(f"{nearest} is a file, so {folder} cannot be a folder; name another one.")
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=nearest, prefix=".lora-tutorial-"))
+    except OSError as error:
+        raise OSError(
+            f"Nothing can be written into {nearest} ({error.strerror}); name another folder than {folder}."
+        ) from None
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """A JSON object, or a sentence that says what is wrong with the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}. {advice}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is no JSON ({error}). {advice}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds {json.dumps(found)[:40]}, no object. {advice}")
+    return found
+
+
+def find_adapter(name: Path) -> Path:
+    """The folder of an adapter: one of the user's, or one that comes with the book, by its task."""
+    if name.is_dir():
+        return name
+    if name.exists():
+        raise ValueError(f"{name} is a file; give the folder that holds {SETTINGS} and {TENSORS}.")
+    stored = {p.parent.name: p.parent for p in sorted(bundled_folder("shipped").glob(f"*/{SETTINGS}"))}
+    if str(name) not in stored:
+        raise FileNotFoundError(
+            f"There is no adapter folder {str(name)!r}, and the adapters that come with the book are "
+            f"{', '.join(stored) or 'not installed'}."
+        )
+    return stored[str(name)]
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """An adapter's settings without its tensors: format, base and metadata are there and of their kinds."""
+    advice = "Copy the adapter again, or train it anew."
+    for file in (SETTINGS, TENSORS):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} is no adapter folder: {file} is missing.")
+    settings = read_json(folder / SETTINGS, advice)
+    if settings.get("format") != FORMAT:
+        found = settings.get("format")
+        raise ValueError(f"{folder} has adapter format {found!r}; this version reads {FORMAT}.")
+    for key in ("base", "metadata"):
+        if not isinstance(settings.get(key), dict):
+            raise ValueError(f"{folder / SETTINGS} is damaged: it has no {key}. {advice}")
+    if not isinstance(settings["base"].get("name"), str):
+        raise ValueError(f"{folder / SETTINGS} is damaged: its base has no name. {advice}")
+    return settings
+
+
+def read_trained_settings(folder: Path) -> dict[str, Any]:
+    """`read_settings` of an adapter that says how it is used, as those that ``train`` saves do."""
+    settings = read_settings(folder)
+    about = settings["metadata"]
+    wanted = {"task": str, "columns": list, "labels": list, "max_length": int}
+    if not wanted.keys() <= about.keys():
+        raise ValueError(
+            f"{folder} was not saved by `lora-tutorial train`; load it with load_adapter instead."
+        )
+    for key, kind in wanted.items():
+        if not isinstance(about[key], kind) or about[key] in (0, ""):
+            raise ValueError(f"{folder / SETTINGS} is damaged: its {key} is {about[key]!r}. Train it anew.")
+    outputs = settings["base"].get("wrapper", {}).get("num_classes")
+    if about["labels"] and outputs not in (None, len(about["labels"])):
+        raise ValueError(
+            f"{folder / SETTINGS} is damaged: it names {len(about['labels'])} labels, and the head has "
+            f"{outputs} outputs. Train it anew."
+        )
+    return settings
+
+
+def check_peft_folder(folder: Path) -> None:
+    """Whether a folder looks like what PEFT saves."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}; give the one that holds {PEFT_SETTINGS}.")
+    read_json(folder / PEFT_SETTINGS, "Give the folder that PEFT's save_pretrained wrote.")
+    if not (folder / PEFT_TENSORS).is_file():
+        raise FileNotFoundError(
+            f"{folder} is no PEFT adapter: {PEFT_TENSORS} is missing. A pickled adapter_model.bin is not "
+            "read; save it with safe_serialization=True."
+        )
