@@ -6,6 +6,9 @@ CHAPTER ?=
 PORT    ?= 8000
 URL     ?=
 
+# Threads that wait for each other do not spin: on a busy machine that would take most of the time.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 VENV := .venv
 BIN  := $(VENV)/bin
 READY := $(VENV)/.ready

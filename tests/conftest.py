@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Before torch is imported: threads that wait are not to spin, nor are those of the programs started here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from transformers import RobertaConfig, RobertaModel

@@ -90,7 +90,8 @@ def run_chapter(chapter: Path, folder: Path) -> dict[str, str]:
     link_torch(packages)
     constraints = folder / "floors.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in lowest.items()))
-    environment = os.environ | {"PIP_CONSTRAINT": str(constraints), "HF_HUB_OFFLINE": "1"}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    environment |= {"PIP_CONSTRAINT": str(constraints), "HF_HUB_OFFLINE": "1"}
     for name in ("LORA_TUTORIAL_DATA", "PYTHONPATH", "VIRTUAL_ENV"):
         environment.pop(name, None)
     install = [python, "-m", "pip", "install", "--quiet"]

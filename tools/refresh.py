@@ -48,6 +48,7 @@ def refresh(path: Path) -> None:
     """Lay out the code at `path`, execute it in its own folder, and store it when every cell has run."""
     os.environ.pop("LORA_TUTORIAL_DATA", None)  # a chapter never depends on a folder of data
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the kernel's threads do not spin while they wait
     subprocess.run([Path(sys.executable).parent / "ruff", "format", "--quiet", path], check=True)
     notebook = nbformat.read(path, as_version=4)
     normalise(notebook)

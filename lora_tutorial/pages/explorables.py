@@ -46,7 +46,7 @@ def rank_slider(matrix: ArrayLike, name: str, r: int = 8) -> HTML:
     Raises
     ------
     ValueError
-        If the matrix is smaller, or has no rank `r`.
+        If the matrix is smaller, or has no rank ``r``.
     """
     from IPython.display import HTML
 

@@ -124,9 +124,9 @@ def choice(question: str, options: Mapping[str, str], right: str) -> SelfCheck:
     Raises
     ------
     TypeError
-        If `options` is no mapping from text to text.
+        If ``options`` is no mapping from text to text.
     ValueError
-        If the question, an option or an explanation is empty, there are fewer than two options, or `right`
+        If the question, an option or an explanation is empty, there are fewer than two options, or ``right``
         is none of them.
     """
     if not isinstance(options, Mapping):
@@ -172,7 +172,7 @@ def number(
     unit
         Of the number, shown beside the field.
     tolerance
-        How far off, in the unit, a number still counts as `answer` or as one of `wrong`. Rounding in the
+        How far off, in the unit, a number still counts as ``answer`` or as one of ``wrong``. Rounding in the
         seventh digit always counts.
 
     Returns

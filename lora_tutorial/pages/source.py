@@ -30,8 +30,11 @@ _LIBRARIES = (
 def quiet() -> None:
     """Silence the libraries' progress bars, advice and warnings: a chapter prints only its own words.
 
-    Call it before transformers or datasets are imported: both read these variables once, at import.
+    Call it before torch, transformers or datasets are imported: they read these variables once, at import.
+    One has nothing to do with silence: threads of torch that wait for each other do not spin, which on a busy
+    machine would take most of the time. Set ``OMP_WAIT_POLICY`` yourself and it stays as it is.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["DATASETS_VERBOSITY"] = "error"
@@ -52,10 +55,14 @@ class Source:
     text : str
         The source, dedented and without a trailing newline. It is also the plain-text form, so a stored
         output stops matching as soon as the package changes.
+    name : str
+        The full name, ``lora_tutorial.lora.inject.inject_lora``, or an empty text for what is not of the
+        package. In the book it leads to the reference.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, name: str = "") -> None:
         self.text = text
+        self.name = name
 
     def __repr__(self) -> str:
         return self.text
@@ -67,7 +74,9 @@ class Source:
         from pygments.lexers import PythonLexer
 
         shown = highlight(self.text, PythonLexer(), HtmlFormatter(cssclass="highlight", wrapcode=False))
-        return f'<div class="highlight-python shown-source">{shown.rstrip()}</div>'
+        # Plain text in a notebook; the book's build makes it a link, and refuses a name it does not have.
+        api = f'<p class="shown-api">API: <code class="api-name">{self.name}</code></p>' if self.name else ""
+        return f'<div class="highlight-python shown-source">{shown.rstrip()}{api}</div>'
 
 
 def show_source(obj: Any, docstring: bool = True) -> Source:
@@ -88,14 +97,21 @@ def show_source(obj: Any, docstring: bool = True) -> Source:
     Raises
     ------
     TypeError
-        If `obj` has no Python source (a built-in, a number, an instance).
+        If ``obj`` has no Python source (a built-in, a number, an instance).
     """
+    shown = inspect.unwrap(obj) if callable(obj) else obj
     try:
-        text = textwrap.dedent(inspect.getsource(inspect.unwrap(obj) if callable(obj) else obj))
+        text = textwrap.dedent(inspect.getsource(shown))
     except (TypeError, OSError) as error:
         accepted = "pass a class, function, method or module"
         raise TypeError(f"show_source was given {obj!r}, which has no Python source: {accepted}") from error
-    return Source((text if docstring else _without_docstrings(text)).rstrip("\n"))
+    return Source((text if docstring else _without_docstrings(text)).rstrip("\n"), _full_name(shown))
+
+
+def _full_name(obj: Any) -> str:
+    """The name by which the reference has ``obj``, or an empty text if it is not of this package."""
+    name = obj.__name__ if inspect.ismodule(obj) else f"{obj.__module__}.{obj.__qualname__}"
+    return name if name.partition(".")[0] == __name__.partition(".")[0] else ""
 
 
 def _without_docstrings(text: str) -> str:
