@@ -1,6 +1,7 @@
 """The built book: pages build without a warning, and have their buttons and pictures."""
 
 import re
+from collections import Counter
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -75,6 +76,23 @@ def broken_links(html_folder):
         for target, fragment in set(local_targets(page, soup))
         if not target.is_file() or (fragment and target in names and fragment not in names[target])
     )
+
+
+def repeated_ids(path):
+    count = Counter(tag["id"] for tag in soup_of(path).find_all(id=True))
+    return sorted(name for name, times in count.items() if times > 1)
+
+
+@pytest.mark.slow
+def test_no_id_stands_twice_on_a_page(html_folder):
+    assert {name: repeated_ids(html_folder / f"{name}.html") for name in listed_pages()} == {
+        name: [] for name in listed_pages()
+    }
+
+
+def test_a_repeated_id_is_seen(tmp_path):
+    (tmp_path / "a.html").write_text('<p id="one"></p><p id="two"></p><b id="one"></b>')
+    assert repeated_ids(tmp_path / "a.html") == ["one"]
 
 
 @pytest.mark.slow

@@ -34,6 +34,10 @@ def test_page_fits_the_window(seen):
     assert seen[1].sideways == {view: [] for view in VIEWS}
 
 
+def test_paper_shows_the_whole_page(seen):
+    assert seen[1].cut_off == []
+
+
 def test_page_has_no_serious_barrier(seen):
     assert seen[1].serious == {view: [] for view in AUDITED}
 
@@ -150,6 +154,12 @@ def test_search_finds_a_word(browser, site):
         assert "08_nf4" in " ".join(
             link.get_attribute("href") for link in page.query_selector_all("#search-results li a")
         )
+        excerpts = page.wait_for_function(
+            """() => { const found = [...document.querySelectorAll("#search-results li p.context")];
+              return found.length > 2 && found.map(el => el.textContent); }"""
+        ).json_value()
+        toolbar = ("Colab", "Open issue", "Contents", ".ipynb")
+        assert not [text for text in excerpts if any(word in text for word in toolbar)]
         assert (errors, outside) == ([], [])
 
 

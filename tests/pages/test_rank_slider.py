@@ -62,7 +62,7 @@ def test_the_page_is_small_asks_for_nothing_and_can_be_operated_by_keyboard():
 
 
 @pytest.mark.parametrize(
-    "matrix, r, message",
+    ("matrix", "r", "message"),
     [
         (np.ones((63, 80)), 8, r"\(63, 80\)"),
         (np.ones(80), 8, r"\(80,\)"),

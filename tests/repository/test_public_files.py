@@ -25,13 +25,50 @@ def test_citation_names_the_version_and_the_address_of_the_project():
     assert citation["repository-code"] == citation["url"] == address
 
 
-def test_public_workflow_runs_the_same_script_with_pinned_actions():
-    workflow = load(".github/workflows/ci.yml")
-    (job,) = workflow["jobs"].values()
-    assert {"run": "bash .ci/run"} in job["steps"]
-    used = [step["uses"] for step in job["steps"] if "uses" in step]
-    assert used and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", name) for name in used)
+WORKFLOWS = sorted(path.name for path in (ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def test_the_long_job_runs_the_same_script_as_everywhere():
+    jobs = load(".github/workflows/ci.yml")["jobs"]
+    assert {"run": "bash .ci/run"} in jobs["test"]["steps"]
+    assert {"run": "make lint"} in jobs["lint"]["steps"]
+    assert jobs["elsewhere"]["strategy"]["matrix"]["system"] == ["windows-latest", "macos-latest"]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflows_pin_their_actions_and_ask_for_nothing_but_to_read(name):
+    workflow = load(f".github/workflows/{name}")
+    used = [step["uses"] for job in workflow["jobs"].values() for step in job["steps"] if "uses" in step]
+    assert used
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) for action in used)
     assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 120
+        more = set(job.get("permissions", ())) - {"contents"}
+        assert not more or "environment" in job  # what publishes can be held by a person
+
+
+@pytest.mark.parametrize("name", [*(f"workflows/{name}" for name in WORKFLOWS), "dependabot.yml"])
+def test_workflows_keep_their_schema(name):
+    schema = "vendor.dependabot" if name == "dependabot.yml" else "vendor.github-workflows"
+    result = run("check-jsonschema", "--builtin-schema", schema, ROOT / ".github" / name)
+    assert result.returncode == 0, result.stdout
+
+
+def test_a_workflow_that_breaks_its_schema_is_seen(tmp_path):
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf8")
+    (tmp_path / "bad.yml").write_text(text.replace("runs-on:", "run-on:"), encoding="utf8")
+    result = run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", tmp_path / "bad.yml")
+    assert result.returncode != 0
+    assert "run-on" in result.stdout
+
+
+def test_paths_that_workflows_name_are_there():
+    for name in WORKFLOWS:
+        text = (ROOT / ".github" / "workflows" / name).read_text(encoding="utf8")
+        named = re.findall(r"(?<![\w/])(?:tests|tools|\.ci)/\w+(?:\.\w+)?", text)
+        assert all((ROOT / path).exists() for path in named), name
+    assert len(WORKFLOWS) == 4
 
 
 @pytest.mark.parametrize("name", ["bug", "wrong"])

@@ -27,6 +27,15 @@ SIDEWAYS = """() => {
   }
   return found.slice(0, 5);
 }"""
+#: What a sheet of paper would cut off: an element wider than its box, which does not scroll there.
+CUT_OFF = """() => [...document.querySelectorAll("article, article *")].flatMap(el => {
+  if (el.closest("mjx-container, svg, .visually-hidden")) return [];
+  const end = element => element.getBoundingClientRect().right, page = document.querySelector("article");
+  const hidden = getComputedStyle(el).overflowX !== "visible" && el.scrollWidth > el.clientWidth + 1;
+  const outside = ["TABLE", "PRE", "IMG"].includes(el.tagName) && end(el) > end(page) + 1;
+  return hidden || outside ? [`${el.outerHTML.slice(0, 80)} needs ${el.scrollWidth} px`] : [];
+}).slice(0, 5)"""
+SHEET = {"width": 680, "height": 960}  # A4 without its margins, in CSS pixels
 PICTURES = """() => [...document.querySelectorAll("article img, article svg[role=img]")].map(el => ({
   name: el.getAttribute("alt") ?? el.getAttribute("aria-label") ?? "",
   loaded: el.tagName !== "IMG" || el.naturalWidth > 0,
@@ -89,6 +98,7 @@ class Visit:
     errors: list = field(default_factory=list)
     outside: list = field(default_factory=list)
     sideways: dict = field(default_factory=dict)
+    cut_off: list = field(default_factory=list)
     serious: dict = field(default_factory=dict)
     pictures: list = field(default_factory=list)
     stuck: list = field(default_factory=list)
@@ -108,6 +118,7 @@ def visit(browser, site, name, axe):
         for scheme, width in VIEWS:
             show(page, scheme, width)
             found.sideways[scheme, width] = page.evaluate(SIDEWAYS)
+        found.cut_off = on_paper(page)
         page.evaluate(SLIM)
         page.evaluate(axe)
         for (scheme, width), options in AUDITED.items():
@@ -124,6 +135,15 @@ def show(page, scheme, width):
         page.wait_for_timeout(400)  # the theme makes what scrolls reachable by Tab, 300 ms after a change
     page.emulate_media(color_scheme=scheme)
     page.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=scheme)
+
+
+def on_paper(page):
+    """What of the page a printed sheet would not show."""
+    page.set_viewport_size(SHEET)
+    page.emulate_media(media="print")
+    found = page.evaluate(CUT_OFF)
+    page.emulate_media(media="screen")
+    return found
 
 
 def open_boxes(page):
