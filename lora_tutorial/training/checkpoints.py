@@ -6,24 +6,33 @@ rest) and ``manifest.json`` (the SHA-256 of both). It is filled under another na
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from lora_tutorial.storage.files import atomic_folder, atomic_write_json, sha256_of
 
 FORMAT = 1
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+
+
+class CheckpointError(OSError):
+    """A checkpoint or the record of a run could not be written."""
 
 
 class Checkpoint(NamedTuple):
@@ -68,6 +77,35 @@ def save_checkpoint(
     for old in [path for path in _folders(parent) if _step(path) <= step][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return parent / f"step-{step:08d}"
+
+
+@contextlib.contextmanager
+def explained(what: str, folder: Path, last: Path | None) -> Iterator[None]:
+    """Turn what the system says of a failed write in ``folder`` into a sentence about the run.
+
+    Raises
+    ------
+    CheckpointError
+        If the block raises `OSError`, or safetensors its own error.
+    """
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"{what} could not be saved in {folder}: {reason}. Make room there, or choose another folder, "
+            f"and resume. Last complete checkpoint: {last or 'none yet'}."
+        ) from error
+
+
+def resume_point(output_dir: str | os.PathLike[str]) -> int | None:
+    """The optimiser step that resuming in ``output_dir`` would go on from; ``None`` for nothing to resume.
+
+    Reads every byte of the newest complete checkpoint, and no model or data.
+    """
+    with warnings.catch_warnings(action="ignore"):  # `train` tells of damaged ones
+        saved = latest_checkpoint(Path(output_dir) / "checkpoints")
+    return None if saved is None else saved.step
 
 
 def latest_checkpoint(parent: str | os.PathLike[str]) -> Checkpoint | None:
@@ -121,12 +159,12 @@ def _state_of(model: nn.Module) -> dict[str, Tensor]:
     return trained | {name: value for name, value in model.named_buffers() if name in kept}
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors ``model.<name>`` of the trainable parameters and persistent buffers."""
-    return {f"model.{name}": value for name, value in _state_of(model).items()}
+def model_tensors(model: nn.Module, part: str = "model") -> dict[str, Tensor]:
+    """Tensors ``<part>.<name>`` of the trainable parameters and persistent buffers."""
+    return {f"{part}.{name}": value for name, value in _state_of(model).items()}
 
 
-def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], part: str = "model") -> None:
     """Copy the tensors of :func:`model_tensors` back; every name must be there, in the same shape.
 
     Raises
@@ -134,7 +172,7 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     ValueError
         If the names or a shape differ.
     """
-    target, given = _state_of(model), _part(tensors, "model.")
+    target, given = _state_of(model), _part(tensors, f"{part}.")
     if set(target) != set(given):
         raise ValueError(
             f"The checkpoint holds other weights than the model: {sorted(set(target) ^ set(given))[:4]}."
@@ -174,7 +212,8 @@ def restore_optimizer(
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """This process's generators: Python's, NumPy's and torch's (and of the current CUDA or MPS device)."""
     version, words, gauss = random.getstate()
-    kind, key, position, has_gauss, cached = np.random.get_state()
+    state: Any = np.random.get_state()
+    kind, key, position, has_gauss, cached = state
     tensors = {
         "python": torch.tensor(words),  # (625,) int64
         "numpy": torch.tensor(key.astype(np.int64)),  # (624,)
@@ -200,9 +239,49 @@ def restore_random(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> 
         torch.mps.set_rng_state(tensors["mps"])
 
 
-def random_part(tensors: Mapping[str, Tensor], process: int) -> dict[str, Tensor]:
-    """The tensors ``random.<process>.<generator>`` of one process."""
-    return _part(tensors, f"random.{process}.")
+def run_state(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    scheduler: AcceleratedScheduler,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a checkpoint holds of a run: the tensors, and the JSON values beside them.
+
+    Every process must call it: the generators of all are in it, as ``random.<process>.<generator>``.
+    """
+    states = gather_object([random_state()])
+    tensors = model_tensors(model) | optimizer_tensors(model, optimizer)
+    for process, (generators, _) in enumerate(states):
+        tensors |= {f"random.{process}.{name}": value for name, value in generators.items()}
+    scaler = accelerator.scaler
+    values = {
+        "random": [rest for _, rest in states],
+        "scheduler": scheduler.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+    }
+    return tensors, values
+
+
+def restore_run(
+    saved: Checkpoint,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    scheduler: AcceleratedScheduler,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Put back what `run_state` took, but for this process's generators, which are returned.
+
+    Give those to `restore_random` right before the next batch is drawn: preparing the loader draws as well.
+    """
+    restore_model(model, saved.tensors)
+    restore_optimizer(model, optimizer, saved.tensors)
+    scheduler.load_state_dict(saved.values["scheduler"])
+    for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate  # the scheduler's own state does not reach the optimiser
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(saved.values["scaler"])
+    process = accelerator.process_index
+    return _part(saved.tensors, f"random.{process}."), saved.values["random"][process]
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

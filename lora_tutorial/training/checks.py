@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from accelerate.tracking import get_available_trackers
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from lora_tutorial.training.recipes import Recipe, with_defaults
+from lora_tutorial.lora.parameters import parameters_hash
+from lora_tutorial.training.recipes import Recipe, RunOptions, with_defaults
 from lora_tutorial.training.records import RunRecord
 
 
@@ -25,38 +28,44 @@ def stream_seed(seed: int, purpose: str) -> int:
     return int(np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1)[0])
 
 
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes, in the model's order."""
+    return [value for value in model.parameters() if value.requires_grad]
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The trainable parameters as AdamW's groups: matrices with weight decay, vectors without.
 
     Vectors are biases and LayerNorm gains. Decay bounds the size of a product; pulling an offset or a gain
     of 1 towards zero bounds nothing.
     """
-    trainable = [value for value in model.parameters() if value.requires_grad]
     return [
-        {"params": [value for value in trainable if value.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [value for value in trainable if value.ndim < 2], "weight_decay": 0.0},
+        {"params": [value for value in trainable(model) if value.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [value for value in trainable(model) if value.ndim < 2], "weight_decay": 0.0},
     ]
 
 
-def check_inputs(
-    model: nn.Module,
-    train_loader: DataLoader,
-    recipe: Recipe,
-    output_dir: str | os.PathLike[str] | None,
-    checkpoint_every: int | None,
-    log_with: Sequence[str],
-) -> None:
-    """Raise ``ValueError`` for whatever could only fail, or mislead, later."""
-    parameters = list(model.parameters())
-    if not any(value.requires_grad for value in parameters):
+def check_model(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model that has nothing to train, or weights that are no numbers."""
+    if not trainable(model):
         raise ValueError("The model has no trainable parameter: inject adapters or unfreeze something first.")
-    if any(value.is_meta for value in parameters):
-        raise ValueError(
-            'The model has weights on the "meta" device, which hold no numbers: load real weights.'
-        )
+    for name, value in model.named_parameters():
+        if value.is_meta:
+            raise ValueError(
+                'The model has weights on the "meta" device, which hold no numbers: load real weights.'
+            )
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(
+                f"The model's {name} has values that are NaN or infinite before training: load or make the "
+                "model again."
+            )
+
+
+def check_loaders(train_loader: DataLoader, eval_loader: DataLoader | None, recipe: Recipe) -> None:
+    """Raise ``ValueError`` for data that are empty, without a length, or not what the recipe says."""
     if isinstance(train_loader.dataset, IterableDataset):
         raise ValueError("The training data have no length: give a data set that can be indexed.")
-    examples = len(train_loader.dataset)
+    examples = len(cast(Sized, train_loader.dataset))
     if len(train_loader) == 0:
         raise ValueError(f"The training loader yields no batch from {examples} examples.")
     if batch_size(train_loader) != recipe.batch_size:
@@ -69,20 +78,41 @@ def check_inputs(
             f"Recipe {recipe.name!r} trains on at most {recipe.max_examples} examples, given {examples}: "
             f"take recipe.subset({examples}, seed)."
         )
-    if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
+    if eval_loader is not None and len(eval_loader) == 0:
+        raise ValueError("The held-out loader yields no batch: give it examples, or None for no scores.")
+
+
+def check_held_out(recipe: Recipe, scored: bool) -> None:
+    """Raise ``ValueError`` if the recipe looks at held-out scores that the run will not have."""
+    if not scored and (recipe.patience is not None or recipe.keep_best):
         raise ValueError(
-            f"checkpoint_every={checkpoint_every!r}: give a number of steps of at least 1, or None."
+            "patience and keep_best need held-out scores: give eval_loader and metric, or scorer."
         )
-    if output_dir is None and checkpoint_every is not None:
-        raise ValueError("checkpoint_every needs an output_dir to write to.")
-    if output_dir is not None and not _order_is_reproducible(train_loader):
+
+
+def check_folder(
+    output_dir: str | os.PathLike[str] | None, train_loader: DataLoader, options: RunOptions
+) -> None:
+    """Raise ``ValueError`` for what a run can keep in no folder, or not take up again from one."""
+    check_trackers(options.log_with)
+    if output_dir is None:
+        if options.checkpoint_every is not None:
+            raise ValueError("checkpoint_every needs an output_dir to write to.")
+        if options.log_with:
+            raise ValueError("Trackers need an output_dir for their files.")
+    elif not _order_is_reproducible(train_loader):
         raise ValueError(
             f"{type(train_loader.sampler).__name__} draws an order that cannot be drawn again after an "
             f"interruption: use shuffle=True, or a sampler with set_epoch."
         )
-    check_trackers(log_with)
-    if log_with and output_dir is None:
-        raise ValueError("Trackers need an output_dir for their files.")
+
+
+def check_scores(scores: Mapping[str, float], recipe: Recipe, step: int) -> None:
+    """Raise ``ValueError`` for a score that is no number, or for none where the recipe looks at them."""
+    check_held_out(recipe, bool(scores))
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise ValueError(f"The score {name} at step {step} is {value}: look at the held-out examples.")
 
 
 def check_trackers(log_with: Sequence[str]) -> None:
@@ -97,7 +127,7 @@ def check_trackers(log_with: Sequence[str]) -> None:
 
 def batch_size(loader: DataLoader) -> int:
     """Examples in a batch of ``loader``, also where a batch sampler of the caller's decides."""
-    return loader.batch_size if loader.batch_size is not None else loader.batch_sampler.batch_size
+    return cast(Any, loader if loader.batch_size is not None else loader.batch_sampler).batch_size
 
 
 def check_split(processes: int, *loaders: DataLoader | None) -> None:
@@ -114,6 +144,16 @@ def _order_is_reproducible(loader: DataLoader) -> bool:
     samplers = (loader.batch_sampler, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
     plain = isinstance(loader.sampler, (SequentialSampler, RandomSampler)) and loader.batch_size is not None
     return plain or any(hasattr(sampler, "set_epoch") for sampler in samplers)
+
+
+def model_identity(model: nn.Module) -> dict[str, str]:
+    """Two hashes that tell a model from another: what trains and in which shapes, and the frozen weights."""
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    shapes = [(name, *value.shape) for name, value in trained.items()]
+    return {
+        "trainable_shapes_sha256": sha256(str(shapes).encode()).hexdigest(),
+        "frozen_sha256": parameters_hash(model, without=trained),
+    }
 
 
 def check_identity(theirs: RunRecord, ours: RunRecord, where: Path) -> None:
@@ -147,25 +187,27 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def make_accelerator(
-    recipe: Recipe, seed: int, folder: Path | None, log_with: Sequence[str], cpu: bool
-) -> Accelerator:
+def make_accelerator(recipe: Recipe, seed: int, folder: Path | None, options: RunOptions) -> Accelerator:
     """Accelerate's object for one run: global batches are split, and the order of the data is seeded."""
     shared = AcceleratorState._shared_state
     if shared and shared.get("_mixed_precision") != recipe.mixed_precision:
         # It outlives a run, and would refuse another precision in the same process.
         AcceleratorState._reset_state()
-    return Accelerator(
-        cpu=cpu,
+    accelerator = Accelerator(
+        cpu=options.cpu,
         mixed_precision=recipe.mixed_precision,
         dataloader_config=DataLoaderConfiguration(
             split_batches=True, use_seedable_sampler=True, data_seed=stream_seed(seed, "order")
         ),
         # A pooler that no output reads gets no gradient; DDP waits for it for ever unless told.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        log_with=list(log_with) or None,
+        log_with=list(options.log_with) or None,
         project_dir=folder / "logs" if folder is not None else None,
     )
+    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        # accelerate trains in full precision there, and the record would say otherwise
+        raise ValueError('mixed_precision="fp16" needs a GPU: on the CPU use "bf16" or "no".')
+    return accelerator
 
 
 def peak_memory(device: torch.device) -> int | None:

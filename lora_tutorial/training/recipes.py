@@ -1,4 +1,4 @@
-"""The numbers that decide a run, by name and checked before any work, and the options it is carried out with."""
+"""Training recipes by name (the numbers that decide a run), and the options with which it is carried out."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ class Recipe:
     keep_best: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size", "max_length", "max_examples", "patience"):
-            value = getattr(self, field)
-            if value is None and field in ("max_examples", "patience"):
+        for name in ("epochs", "batch_size", "max_length", "max_examples", "patience"):
+            value = getattr(self, name)
+            if value is None and name in ("max_examples", "patience"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Recipe {field}={value!r}: give a whole number of at least 1.")
-        for field, accepted, holds in (
+                raise ValueError(f"Recipe {name}={value!r}: give a whole number of at least 1.")
+        for name, accepted, holds in (
             # above it AdamW's step, a rate over 1 - 0.9, leaves single precision
             ("learning_rate", "a number above 0 and at most 1e30", lambda v: 0 < v <= 1e30),
             ("warmup", "a share of all steps in [0, 1)", lambda v: 0 <= v < 1),
@@ -106,21 +106,19 @@ class Recipe:
             ("max_grad_norm", "a finite number above 0, or None for no clipping", lambda v: v > 0),
             ("attention_dropout", "a probability in [0, 1), or None", lambda v: 0 <= v < 1),
         ):
-            value = getattr(self, field)
-            if value is None and field in ("max_grad_norm", "attention_dropout"):
+            value = getattr(self, name)
+            if value is None and name in ("max_grad_norm", "attention_dropout"):
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"Recipe {field}={value!r}: give {accepted}.")
+                raise TypeError(f"Recipe {name}={value!r}: give {accepted}.")
             if not math.isfinite(value) or not holds(value):
-                raise ValueError(f"Recipe {field}={value!r}: give {accepted}.")
-        for field in ("group_by_length", "keep_best"):
-            if not isinstance(getattr(self, field), bool):
-                raise TypeError(f"Recipe {field}={getattr(self, field)!r}: give True or False.")
-        for field, choices in (("schedule", SCHEDULES), ("mixed_precision", PRECISIONS)):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"Recipe {field}={getattr(self, field)!r}: choose from {', '.join(choices)}."
-                )
+                raise ValueError(f"Recipe {name}={value!r}: give {accepted}.")
+        for name in ("group_by_length", "keep_best"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"Recipe {name}={getattr(self, name)!r}: give True or False.")
+        for name, choices in (("schedule", SCHEDULES), ("mixed_precision", PRECISIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"Recipe {name}={getattr(self, name)!r}: choose from {', '.join(choices)}.")
 
     def factor(self, step: int, total_steps: int) -> float:
         """Share of the peak learning rate at one update.

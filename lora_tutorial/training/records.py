@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -85,7 +86,7 @@ class RunRecord:
     trainable_parameters, total_parameters
         Counts.
     wall_seconds
-        Time in training and evaluation, over all sittings, without what a kill threw away.
+        Time in training and evaluation, resumed parts included, without what a kill threw away.
     peak_memory_bytes
         Highest resident set of the main process, or the highest allocation on a CUDA device.
     device, processes, mixed_precision, versions, hardware
@@ -135,7 +136,7 @@ class RunRecord:
 
     @property
     def kept(self) -> dict[str, Any] | None:
-        """The same for the weights that the run ended with: ``best`` if the recipe keeps it, else ``last``."""
+        """The same for the weights the run ended with: ``best`` if the recipe keeps it, else ``last``."""
         return self.best if self.recipe.get("keep_best") else self.last
 
     def add_step(self, loss: float, learning_rate: float, grad_norm: float | None) -> None:
@@ -222,6 +223,37 @@ def load_record(path: str | os.PathLike[str]) -> RunRecord:
         return RunRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_back(path: str | os.PathLike[str], replaceable: bool) -> RunRecord | None:
+    """The record of a run that is to go on, or ``None`` where there is none.
+
+    Parameters
+    ----------
+    path
+        Of ``record.json`` in the run's folder.
+    replaceable
+        Whether a complete checkpoint, which holds the record as well, is beside it: then a damaged file is
+        passed over with a warning.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged and not replaceable.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        return load_record(path)
+    except (OSError, ValueError) as error:
+        if not replaceable:
+            raise ValueError(
+                f"{error} The run has no complete checkpoint to go on from either: remove {path.parent} or "
+                "choose another folder."
+            ) from error
+        warnings.warn(f"{error} Its checkpoint holds the record too; going on with that.", stacklevel=2)
+        return None
 
 
 def load_records(folder: str | os.PathLike[str]) -> list[RunRecord]:

@@ -1,252 +1,29 @@
-"""One training loop on accelerate: CPU, CUDA or MPS, one process or several, resumable to the bit on the CPU.
+"""The training loop on accelerate: CPU, CUDA or MPS, one process or several, resumable to the bit on the CPU.
 
-:mod:`lora_tutorial.training.trainer` prepares, saves and restores; what is learnt, and how, is here.
+Read `train` first: it is the loop. `Trainer` holds what the loop works with, in the order of a run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lora_tutorial.lora.parameters import parameters_hash
+from lora_tutorial.storage.files import FolderInUseError, folder_lock
 from lora_tutorial.training import checkpoints, checks
-from lora_tutorial.training.recipes import Recipe
-from lora_tutorial.training.records import RunRecord, describe_hardware, load_record
-
-
-class Sitting:
-    """What `train` works with: model, optimiser, schedule, data and record."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        train_loader: DataLoader,
-        eval_loader: DataLoader | None,
-        recipe: Recipe,
-        output_dir: str | os.PathLike[str] | None,
-        seed: int,
-        checkpoint_every: int | None,
-        log_with: Sequence[str],
-        cpu: bool,
-    ) -> None:
-        checks.check_inputs(model, train_loader, recipe, output_dir, checkpoint_every, log_with)
-        self.model, self.recipe, self.seed, self.checkpoint_every = model, recipe, seed, checkpoint_every
-        self.folder = Path(output_dir) if output_dir is not None else None
-        self.accelerator = checks.make_accelerator(recipe, seed, self.folder, log_with, cpu)
-        checks.check_split(self.accelerator.num_processes, train_loader, eval_loader)
-        set_seed(checks.stream_seed(seed, "training"), device_specific=True)
-        groups = checks.parameter_groups(model, recipe.weight_decay)
-        betas = (0.9, recipe.adam_beta2)
-        optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, eps=recipe.adam_epsilon)
-        self.steps_per_epoch = len(train_loader)
-        self.total_steps = self.steps_per_epoch * recipe.epochs
-        self.examples = len(train_loader.dataset)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: recipe.factor(step, self.total_steps)
-        )
-        self._own_forward = "forward" in vars(model)
-        self.wrapped, self.optimizer, self.scheduler, self.train_loader = self.accelerator.prepare(
-            model, optimizer, scheduler, train_loader
-        )
-        self.eval_loader = self.accelerator.prepare(eval_loader) if eval_loader is not None else None
-        self.step, self.record, self.last_checkpoint = 0, None, None
-        self.best_tensors: dict[str, Tensor] = {}  # of the best epoch, where the recipe keeps them
-        self._random: tuple[Any, Any] | None = None  # generators to put back before the next batch
-
-    # ---- beginning ---------------------------------------------------------------------------------------
-
-    def begin(self, config: dict[str, Any], resume: bool) -> None:
-        """Refuse a folder that does not fit, restore the last checkpoint if there is one, start the clock."""
-        record = self._new_record(config)
-        saved = None
-        if self.folder is not None:
-            path = self.folder / "record.json"
-            if not resume and (path.exists() or any(self.folder.glob("checkpoints/step-*"))):
-                raise FileExistsError(f"{self.folder} holds a run: resume it, or choose another folder.")
-            saved = checkpoints.latest_checkpoint(self.folder / "checkpoints")
-            if saved is not None:
-                found = RunRecord.from_dict(saved.values["record"])
-                checks.check_identity(found, record, saved.folder)
-                record = found
-                self._restore(saved)
-            if path.exists():
-                on_disk = load_record(path)
-                checks.check_identity(on_disk, record, path)
-                if on_disk.status == "finished" and record.status == "finished":
-                    record = on_disk  # it may have been added to since
-        self.accelerator.wait_for_everyone()  # nobody writes before everybody has looked
-        self._earlier, self._started = record.wall_seconds, time.monotonic()
-        self.record = record
-        if self.accelerator.is_main_process and self.folder is not None:
-            checkpoints.remove_leftovers(self.folder / "checkpoints")
-            if record.status != "finished":
-                record.save(self.folder / "record.json")
-        known = {key: value for key, value in self.recipe.to_dict().items() if value is not None}
-        self.accelerator.init_trackers("lora-tutorial", config={**known, "seed": self.seed})
-
-    def _new_record(self, config: dict[str, Any]) -> RunRecord:
-        trainable = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-        shapes = [(name, *value.shape) for name, value in trainable.items()]
-        accelerator = self.accelerator
-        identity = {
-            "examples": self.examples,
-            "steps_per_epoch": self.steps_per_epoch,
-            "processes": accelerator.num_processes,
-            "trainable_shapes_sha256": sha256(str(shapes).encode()).hexdigest(),
-            "frozen_sha256": parameters_hash(self.model, without=trainable),
-        }
-        name = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else None
-        return RunRecord(
-            config=config,
-            recipe=self.recipe.to_dict(),
-            seed=self.seed,
-            identity=identity,
-            trainable_parameters=sum(value.numel() for value in trainable.values()),
-            total_parameters=sum(value.numel() for value in self.model.parameters()),
-            device=str(accelerator.device),
-            processes=accelerator.num_processes,
-            mixed_precision=self.recipe.mixed_precision,
-            hardware=describe_hardware(torch.get_num_threads(), name),
-        )
-
-    def _restore(self, saved: checkpoints.Checkpoint) -> None:
-        checkpoints.restore_model(self.model, saved.tensors)
-        checkpoints.restore_optimizer(self.model, self.optimizer, saved.tensors)
-        self.scheduler.load_state_dict(saved.values["scheduler"])
-        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate  # the scheduler's own state does not reach the optimiser
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(saved.values["scaler"])
-        process = self.accelerator.process_index
-        self._random = checkpoints.random_part(saved.tensors, process), saved.values["random"][process]
-        self.step, self.last_checkpoint = saved.step, saved.folder
-        self.best_tensors = {n: v for n, v in saved.tensors.items() if n.startswith("best.")}
-
-    # ---- going on ----------------------------------------------------------------------------------------
-
-    def batches(self, epoch: int) -> Iterator[Mapping[str, torch.Tensor]]:
-        """The batches of ``epoch`` that are still to do, in an order that depends on seed and epoch only."""
-        self.train_loader.set_epoch(epoch)
-        sampler = self.train_loader.batch_sampler
-        while sampler is not None:  # accelerate does not reach a sampler below its own wrapper
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(epoch)
-            sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
-        done = self.step - epoch * self.steps_per_epoch
-        # Beginning an epoch draws a random number too: a checkpoint inside the epoch was made after it.
-        if done == 0:
-            self._put_random_back()
-        loader = self.accelerator.skip_first_batches(self.train_loader, done) if done else self.train_loader
-        for batch in loader:
-            self._put_random_back()
-            yield batch
-
-    def _put_random_back(self) -> None:
-        if self._random is not None:
-            checkpoints.restore_random(*self._random)
-            self._random = None
-
-    def end_step(self, loss: float, learning_rate: float, grad_norm: float | None) -> None:
-        """Count, record and, where it is due, save one step (an epoch's last is saved with its scores)."""
-        self.step += 1
-        self.record.add_step(loss, learning_rate, grad_norm)
-        logged = {"train/loss": loss, "train/learning_rate": learning_rate, "train/grad_norm": grad_norm}
-        self.accelerator.log({k: v for k, v in logged.items() if v is not None}, step=self.step)
-        if (
-            self.checkpoint_every
-            and self.step % self.checkpoint_every == 0
-            and self.step % self.steps_per_epoch
-        ):
-            self.save()
-
-    def end_epoch(self, epoch: int, scorer: Callable[..., dict[str, float]] | None) -> None:
-        """Score, record and save. The scorer's random draws leave those of training alone."""
-        with torch.random.fork_rng(devices=[]):
-            scores = dict(scorer(self.model, self.accelerator)) if scorer is not None else {}
-        if scores:
-            self.record.main_score = getattr(scorer, "main_score", None) or next(iter(scores))
-        losses = self.record.steps["loss"][-self.steps_per_epoch :]
-        self._tick()
-        self.record.epochs.append(
-            {
-                "epoch": epoch + 1,
-                "step": self.step,
-                "train_loss": sum(losses) / len(losses),
-                "scores": scores,
-                "seconds": self.record.wall_seconds - sum(item["seconds"] for item in self.record.epochs),
-            }
-        )
-        self.accelerator.log({f"eval/{name}": value for name, value in scores.items()}, step=self.step)
-        self.record.check()
-        best = self.record.best
-        if self.recipe.keep_best and best["epoch"] == epoch + 1:
-            tensors = checkpoints.model_tensors(self.model)
-            self.best_tensors = {f"best.{n}": v.detach().cpu().clone() for n, v in tensors.items()}
-        patience = self.recipe.patience
-        if self.step == self.total_steps or (patience and epoch + 1 - best["epoch"] >= patience):
-            self.record.status = "finished"
-        self.save()
-
-    def save(self) -> None:
-        """Write a checkpoint, then the record; the main process writes for all."""
-        self._tick()
-        states = gather_object([checkpoints.random_state()])
-        if self.folder is not None and self.accelerator.is_main_process:
-            tensors = checkpoints.model_tensors(self.model) | self.best_tensors
-            tensors |= checkpoints.optimizer_tensors(self.model, self.optimizer)
-            for process, (generators, _) in enumerate(states):
-                tensors |= {f"random.{process}.{name}": value for name, value in generators.items()}
-            values = {
-                "record": self.record.to_dict(),
-                "random": [rest for _, rest in states],
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": self.accelerator.scaler.state_dict()
-                if self.accelerator.scaler is not None
-                else None,
-            }
-            parent = self.folder / "checkpoints"
-            self.last_checkpoint = checkpoints.save_checkpoint(parent, self.step, tensors, values)
-            self.record.save(self.folder / "record.json")
-        self.accelerator.wait_for_everyone()
-
-    def _tick(self) -> None:
-        self.record.wall_seconds = self._earlier + time.monotonic() - self._started
-        self.record.peak_memory_bytes = checks.peak_memory(self.accelerator.device)
-
-    # ---- ending ------------------------------------------------------------------------------------------
-
-    def fail(self, error: Exception) -> None:
-        """Put the reason in the record on disk; after Ctrl-C or a kill it still says ``running``."""
-        if self.record is None:
-            return  # refused before it began: whatever is in the folder stays as it is
-        self.record.status, self.record.error = "failed", f"{type(error).__name__}: {error}"
-        if self.folder is not None and self.accelerator.is_main_process:
-            self.record.save(self.folder / "record.json")
-
-    def close(self) -> None:
-        """Give the caller's model back without accelerate's wrappers, and close the trackers."""
-        self.model.eval()
-        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        if not self._own_forward:
-            vars(self.model).pop("forward", None)  # mixed precision leaves one bound to the instance
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-        self.accelerator.free_memory()
-
-
-Scorer = Callable[[nn.Module, Accelerator], dict[str, float]]
+from lora_tutorial.training.recipes import Recipe, RunOptions
+from lora_tutorial.training.records import RunRecord, describe_hardware, read_back
 
 
 class NonFiniteLossError(RuntimeError):
@@ -263,16 +40,6 @@ def seed_everything(seed: int) -> None:
     set_seed(seed)
 
 
-def predictions_and_references(outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The model's answers and the gold ones, both of shape (batch,).
-
-    Logits (batch, classes) give the largest class; (batch, 1) is a regression and gives the value itself.
-    """
-    logits = outputs.logits
-    answers = logits.squeeze(-1).float() if logits.shape[-1] == 1 else logits.argmax(-1)
-    return answers, batch["labels"]
-
-
 def evaluate_model(
     model: nn.Module, loader: DataLoader, metric: Any, accelerator: Accelerator | None = None
 ) -> dict[str, float]:
@@ -281,7 +48,8 @@ def evaluate_model(
     Parameters
     ----------
     model
-        Its ``forward(**batch)`` returns ``logits``. It is left in eval mode.
+        Its ``forward(**batch)`` returns ``logits``: of (batch, classes) the largest is the prediction, of
+        (batch, 1), a regression, the value itself. It is left in eval mode.
     loader
         Batches with ``labels``; already prepared if an ``accelerator`` is given.
     metric
@@ -300,8 +68,10 @@ def evaluate_model(
     model.eval()
     with torch.no_grad():
         for batch in loader:
-            answers, gold = accelerator.gather_for_metrics(predictions_and_references(model(**batch), batch))
-            metric.add_batch(predictions=answers.cpu().numpy(), references=gold.cpu().numpy())
+            logits = model(**batch).logits
+            predicted = logits.squeeze(-1).float() if logits.shape[-1] == 1 else logits.argmax(-1)
+            predicted, gold = accelerator.gather_for_metrics((predicted, batch["labels"]))
+            metric.add_batch(predictions=predicted.cpu().numpy(), references=gold.cpu().numpy())
     return metric.compute()
 
 
@@ -313,14 +83,7 @@ def train(
     recipe: Recipe,
     output_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
-    resume: bool = False,
-    progress: bool = True,
-    *,
-    config: Mapping[str, Any] | None = None,
-    scorer: Scorer | None = None,
-    checkpoint_every: int | None = None,
-    log_with: Sequence[str] = (),
-    cpu: bool = False,
+    **options: Any,
 ) -> RunRecord:
     """Train the trainable parameters of ``model`` in place and return the run's record.
 
@@ -341,24 +104,13 @@ def train(
     recipe
         The numbers of the run.
     output_dir
-        Folder for ``record.json`` and ``checkpoints/``; ``None`` keeps nothing.
+        Folder for ``record.json`` and ``checkpoints/``, held against a second process while the run lasts;
+        ``None`` keeps nothing.
     seed
         Decides the order of the data and dropout. Call :func:`seed_everything` before making the model.
-    resume
-        Go on from the last complete checkpoint in ``output_dir``, or start where there is none.
-    progress
-        Show a bar when standard error is a terminal.
-    config
-        What else identifies the run (model, task, method); part of the record, and must agree on resuming.
-    scorer
-        ``scorer(model, accelerator)`` instead of ``eval_loader`` and ``metric``, for scores that need more
-        than a label for each example.
-    checkpoint_every
-        Steps between checkpoints, beside the one at each epoch's end.
-    log_with
-        Trackers of accelerate, such as ``["tensorboard"]``; files go to ``output_dir/logs``.
-    cpu
-        Stay on the CPU even where there is a GPU.
+    **options
+        Fields of `RunOptions`: ``config``, ``scorer``, ``resume``, ``progress``, ``checkpoint_every``,
+        ``log_with``, ``cpu``.
 
     Returns
     -------
@@ -367,46 +119,323 @@ def train(
 
     Raises
     ------
+    TypeError
+        For an option that `RunOptions` does not have.
     ValueError
         For loaders, a model, a folder or a checkpoint that do not fit, before any work.
     FileExistsError
         If ``output_dir`` holds a run and ``resume`` is false.
+    FolderInUseError
+        If another process is training in ``output_dir``.
     NonFiniteLossError
         When the loss or gradient is not finite; the last complete checkpoint stays.
+    CheckpointError
+        When a checkpoint or the record cannot be written, as on a full disk; likewise.
     """
-    run = Sitting(model, train_loader, eval_loader, recipe, output_dir, seed, checkpoint_every, log_with, cpu)
-    if scorer is None and eval_loader is not None:
-        scorer = _Scorer(run.eval_loader, metric)
-    if scorer is None and (recipe.patience is not None or recipe.keep_best):
-        raise ValueError(
-            "patience and keep_best need held-out scores: give eval_loader and metric, or scorer."
+    chosen = RunOptions(**options)
+    trainer = Trainer(model, train_loader, eval_loader, metric, recipe, output_dir, seed, chosen)
+    with trainer.running() as progress:
+        for epoch in trainer.epochs():
+            trainer.wrapped.train()
+            for batch in trainer.batches(epoch):
+                loss = trainer.update(batch)
+                progress.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", refresh=False)
+                progress.update()
+            trainer.end_epoch(epoch)
+    return trainer.record
+
+
+class Trainer:
+    """What `train` works with: model, optimiser, schedule, data and record."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_loader: DataLoader,
+        eval_loader: DataLoader | None,
+        metric: Any,
+        recipe: Recipe,
+        output_dir: str | os.PathLike[str] | None,
+        seed: int,
+        options: RunOptions,
+    ) -> None:
+        checks.check_model(model)
+        checks.check_loaders(train_loader, eval_loader, recipe)
+        checks.check_held_out(recipe, options.scorer is not None or eval_loader is not None)
+        checks.check_folder(output_dir, train_loader, options)
+        self.model, self.recipe, self.seed, self.options = model, recipe, seed, options
+        self.folder = Path(output_dir) if output_dir is not None else None
+        self.accelerator = checks.make_accelerator(recipe, seed, self.folder, options)
+        checks.check_split(self.accelerator.num_processes, train_loader, eval_loader)
+        set_seed(checks.stream_seed(seed, "training"), device_specific=True)
+
+        self.examples, self.steps_per_epoch = len(cast(Sized, train_loader.dataset)), len(train_loader)
+        self.total_steps = self.steps_per_epoch * recipe.epochs
+        optimizer = torch.optim.AdamW(
+            checks.parameter_groups(model, recipe.weight_decay),
+            lr=recipe.learning_rate,
+            betas=(0.9, recipe.adam_beta2),
+            eps=recipe.adam_epsilon,
         )
-    try:
-        run.begin(dict(config or {}), resume)
-        hidden = None if progress and run.accelerator.is_main_process else True  # None: hidden off a terminal
-        with tqdm(total=run.total_steps, initial=run.step, unit="step", disable=hidden) as bar:
-            for epoch in range(run.step // run.steps_per_epoch, recipe.epochs):
-                if run.record.status == "finished":
-                    break
-                run.wrapped.train()
-                for batch in run.batches(epoch):
-                    loss = _update(run, batch)
-                    bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", refresh=False)
-                    bar.update()
-                run.end_epoch(epoch, scorer)
-        if run.best_tensors:
-            best = {name.removeprefix("best."): value for name, value in run.best_tensors.items()}
-            checkpoints.restore_model(model, best)
-    except Exception as error:
-        run.fail(error)
-        raise
-    finally:
-        run.close()
-    return run.record
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: recipe.factor(step, self.total_steps)
+        )
+        self._own_forward = "forward" in vars(model)
+        self.wrapped, self.optimizer, self.scheduler, self.train_loader = self.accelerator.prepare(
+            model, optimizer, scheduler, train_loader
+        )
+        self.scorer = options.scorer
+        if self.scorer is None and eval_loader is not None:
+            self.scorer = _LoaderScorer(self.accelerator.prepare(eval_loader), metric)
+
+        self.step, self.record = 0, self._new_record()
+        self.last_checkpoint: Path | None = None
+        self._begun, self._started, self._earlier = False, 0.0, 0.0
+        self.best_weights: dict[str, Tensor] = {}  # of the best epoch so far, where the recipe keeps them
+        self._generators: tuple[Any, Any] | None = None  # to put back before the next batch
+
+    # ---- beginning and end -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[tqdm]:
+        """Hold the folder, find where to begin, give a progress bar to the loop, and leave all in order."""
+        with contextlib.ExitStack() as held:
+            try:
+                self._hold_folder(held)
+                self._begin()
+                shown = self.options.progress and self.accelerator.is_main_process
+                hidden = None if shown else True  # None: tqdm hides it off a terminal
+                with tqdm(total=self.total_steps, initial=self.step, unit="step", disable=hidden) as bar:
+                    yield bar
+                if self.best_weights:
+                    checkpoints.restore_model(self.model, self.best_weights, "best")
+            except Exception as error:
+                self._fail(error)
+                raise
+            finally:
+                self._close()
+
+    def _hold_folder(self, held: contextlib.ExitStack) -> None:
+        """The main process locks the folder for all; when it cannot, all stop."""
+        refusal = None
+        if self.folder is not None and self.accelerator.is_main_process:
+            try:
+                held.enter_context(folder_lock(self.folder, "the run"))
+            except FolderInUseError as error:
+                refusal = str(error)
+        if broadcast_object_list([refusal])[0] is not None:
+            raise FolderInUseError(refusal or f"Another process is working on the run in {self.folder}.")
+
+    def _begin(self) -> None:
+        """Refuse a folder that does not fit, restore the last checkpoint if there is one, start the clock."""
+        record, stored = self._find_record(self.record)
+        self.accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+        self._earlier, self._started = record.wall_seconds, time.monotonic()
+        self.record, self._begun = record, True
+        if self.folder is not None and self.accelerator.is_main_process:
+            checkpoints.remove_leftovers(self.folder / "checkpoints")
+            if not (stored and record.status == "finished"):
+                with checkpoints.explained("The record", self.folder, self.last_checkpoint):
+                    record.save(self.folder / "record.json")
+        known = {key: value for key, value in self.recipe.to_dict().items() if value is not None}
+        self.accelerator.init_trackers("lora-tutorial", config={**known, "seed": self.seed})
+
+    def _find_record(self, fresh: RunRecord) -> tuple[RunRecord, bool]:
+        """The record to go on with, its checkpoint restored, else ``fresh``; and whether it is on disk."""
+        if self.folder is None:
+            return fresh, False
+        path = self.folder / "record.json"
+        if not self.options.resume and (path.exists() or any(self.folder.glob("checkpoints/step-*"))):
+            raise FileExistsError(f"{self.folder} holds a run: resume it, or choose another folder.")
+        saved = checkpoints.latest_checkpoint(self.folder / "checkpoints")
+        stored = read_back(path, replaceable=saved is not None)
+        if saved is None:
+            if stored is not None:
+                checks.check_identity(stored, fresh, path)
+            return fresh, False
+        record = RunRecord.from_dict(saved.values["record"])
+        checks.check_identity(record, fresh, saved.folder)
+        if stored is not None:
+            checks.check_identity(stored, fresh, path)
+        parts = (self.accelerator, self.model, self.optimizer, self.scheduler)
+        self._generators = checkpoints.restore_run(saved, *parts)
+        self.best_weights = {name: value for name, value in saved.tensors.items() if name.startswith("best.")}
+        self.step, self.last_checkpoint = saved.step, saved.folder
+        if stored is not None and stored.status == record.status == "finished":
+            return stored, True  # it may have been added to since
+        return record, False
+
+    def _new_record(self) -> RunRecord:
+        accelerator, trained = self.accelerator, checks.trainable(self.model)
+        name = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else None
+        return RunRecord(
+            config=dict(self.options.config or {}),
+            recipe=self.recipe.to_dict(),
+            seed=self.seed,
+            identity={
+                "examples": self.examples,
+                "steps_per_epoch": self.steps_per_epoch,
+                "processes": accelerator.num_processes,
+                **checks.model_identity(self.model),
+            },
+            trainable_parameters=sum(value.numel() for value in trained),
+            total_parameters=sum(value.numel() for value in self.model.parameters()),
+            device=str(accelerator.device),
+            processes=accelerator.num_processes,
+            mixed_precision=self.recipe.mixed_precision,
+            hardware=describe_hardware(torch.get_num_threads(), name),
+        )
+
+    def _fail(self, error: Exception) -> None:
+        """Put the reason in the record on disk; after Ctrl-C or a kill it still says ``running``."""
+        if not self._begun:
+            return  # refused before it began: whatever is in the folder stays as it is
+        self.record.status, self.record.error = "failed", f"{type(error).__name__}: {error}"
+        if self.folder is not None and self.accelerator.is_main_process:
+            with contextlib.suppress(OSError):  # a full disk; the error itself is what the user must see
+                self.record.save(self.folder / "record.json")
+
+    def _close(self) -> None:
+        """Give the caller's model back without accelerate's wrappers, and close the trackers."""
+        self.model.eval()
+        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        if not self._own_forward:
+            vars(self.model).pop("forward", None)  # mixed precision leaves one bound to the instance
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.free_memory()
+
+    # ---- the loop's parts --------------------------------------------------------------------------------
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs (from 0) still to do, or none once the score has not risen for long enough."""
+        for epoch in range(self.step // self.steps_per_epoch, self.recipe.epochs):
+            if self.record.status == "finished":
+                return
+            yield epoch
+
+    def batches(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
+        """The batches of ``epoch`` that are still to do, in an order that depends on seed and epoch only."""
+        self.train_loader.set_epoch(epoch)
+        sampler = self.train_loader.batch_sampler
+        while sampler is not None:  # accelerate does not reach a sampler below its own wrapper
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+            sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
+        done = self.step - epoch * self.steps_per_epoch
+        # Beginning an epoch draws a random number too: a checkpoint inside the epoch was made after it.
+        if done == 0:
+            self._put_generators_back()
+        loader = self.accelerator.skip_first_batches(self.train_loader, done) if done else self.train_loader
+        for batch in loader:
+            self._put_generators_back()
+            yield batch
+
+    def _put_generators_back(self) -> None:
+        if self._generators is not None:
+            checkpoints.restore_random(*self._generators)
+            self._generators = None
+
+    def update(self, batch: Mapping[str, Tensor]) -> float:
+        """One optimiser step on one batch; returns the loss, the mean over all processes."""
+        loss = self.wrapped(**batch).loss
+        if loss is None:
+            raise ValueError(
+                "The model returned no loss: the batches need labels (or start and end positions)."
+            )
+        value = self.accelerator.reduce(loss.detach().float(), "mean").item()
+        if not math.isfinite(value):
+            raise self._stopped(f"The loss is {value}")
+        self.accelerator.backward(loss)
+        # An infinite limit clips nothing and still returns the norm.
+        limit, trained = self.recipe.max_grad_norm or math.inf, checks.trainable(self.model)
+        norm = float(self.accelerator.clip_grad_norm_(trained, limit))
+        overflow = not math.isfinite(norm)  # in fp16 the scaler skips such a step and lowers its scale
+        if overflow and self.accelerator.scaler is None:
+            raise self._stopped(f"The norm of the gradient is {norm}")
+        rate = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self._end_step(value, rate, None if overflow else norm)
+        return value
+
+    def _stopped(self, finding: str) -> NonFiniteLossError:
+        rate, first = self.scheduler.get_last_lr()[0], self.step == 0
+        advice = "Lower the learning rate or look for broken examples."
+        if first:
+            advice = "No update was made yet, so it is the examples or the weights that the run began with."
+        return NonFiniteLossError(
+            f"{finding} at step {self.step + 1} of {self.total_steps}, at a learning rate of {rate:.2g}. "
+            f"{advice} Last complete checkpoint: {self.last_checkpoint or 'none yet'}."
+        )
+
+    def _end_step(self, loss: float, learning_rate: float, grad_norm: float | None) -> None:
+        """Count, record and, where it is due, save one step (an epoch's last is saved with its scores)."""
+        self.step += 1
+        self.record.add_step(loss, learning_rate, grad_norm)
+        logged = {"train/loss": loss, "train/learning_rate": learning_rate, "train/grad_norm": grad_norm}
+        self.accelerator.log({k: v for k, v in logged.items() if v is not None}, step=self.step)
+        every = self.options.checkpoint_every
+        if every and self.step % every == 0 and self.step % self.steps_per_epoch:
+            self._save()
+
+    def end_epoch(self, epoch: int) -> None:
+        """Score, record, decide whether to go on, and save."""
+        scores = self._score()
+        losses = [loss for loss in self.record.steps["loss"][-self.steps_per_epoch :] if loss is not None]
+        self._tick()
+        self.record.epochs.append(
+            {
+                "epoch": epoch + 1,
+                "step": self.step,
+                "train_loss": sum(losses) / len(losses),
+                "scores": scores,
+                "seconds": self.record.wall_seconds - sum(item["seconds"] for item in self.record.epochs),
+            }
+        )
+        self.accelerator.log({f"eval/{name}": value for name, value in scores.items()}, step=self.step)
+        self.record.check()
+        best, patience = self.record.best["epoch"] if self.record.best else 0, self.recipe.patience
+        if self.recipe.keep_best and best == epoch + 1:
+            tensors = checkpoints.model_tensors(self.model, "best")
+            self.best_weights = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+        if self.step == self.total_steps or (patience and epoch + 1 - best >= patience):
+            self.record.status = "finished"
+        self._save()
+
+    def _score(self) -> dict[str, float]:
+        """The scorer's scores, the same on every process. What it draws leaves training's draws alone."""
+        if self.scorer is None:
+            return {}
+        generators = checkpoints.random_state()
+        scores = dict(broadcast_object_list([self.scorer(self.model, self.accelerator)])[0])
+        checkpoints.restore_random(*generators)
+        checks.check_scores(scores, self.recipe, self.step)
+        if scores:
+            self.record.main_score = getattr(self.scorer, "main_score", None) or next(iter(scores))
+        return scores
+
+    def _save(self) -> None:
+        """Write a checkpoint, then the record; the main process writes for all."""
+        self._tick()
+        parts = (self.accelerator, self.model, self.optimizer, self.scheduler)
+        tensors, values = checkpoints.run_state(*parts)
+        if self.folder is not None and self.accelerator.is_main_process:
+            tensors, values["record"] = tensors | self.best_weights, self.record.to_dict()
+            with checkpoints.explained(f"Step {self.step}", self.folder, self.last_checkpoint):
+                parent = self.folder / "checkpoints"
+                self.last_checkpoint = checkpoints.save_checkpoint(parent, self.step, tensors, values)
+                self.record.save(self.folder / "record.json")
+        self.accelerator.wait_for_everyone()
+
+    def _tick(self) -> None:
+        self.record.wall_seconds = self._earlier + time.monotonic() - self._started
+        self.record.peak_memory_bytes = checks.peak_memory(self.accelerator.device)
 
 
-class _Scorer:
-    """``evaluate_model`` on one loader and metric, in the form ``train`` takes."""
+class _LoaderScorer:
+    """`evaluate_model` on one loader and metric, as a scorer."""
 
     def __init__(self, loader: DataLoader, metric: Any) -> None:
         self.loader, self.metric = loader, metric
@@ -414,37 +443,3 @@ class _Scorer:
 
     def __call__(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         return evaluate_model(model, self.loader, self.metric, accelerator)
-
-
-def _update(run: Sitting, batch: Mapping[str, Tensor]) -> float:
-    """One optimiser step on one batch; returns the loss, the mean over all processes."""
-    accelerator, optimizer = run.accelerator, run.optimizer
-    loss = run.wrapped(**batch).loss
-    if loss is None:
-        raise ValueError("The model returned no loss: the batches need labels (or start and end positions).")
-    value = accelerator.reduce(loss.detach().float(), "mean").item()
-    if not math.isfinite(value):
-        raise _stopped(run, f"The loss is {value}")
-    accelerator.backward(loss)
-    # An infinite limit clips nothing and still returns the norm.
-    limit = run.recipe.max_grad_norm or math.inf
-    norm = float(accelerator.clip_grad_norm_([p for p in run.model.parameters() if p.requires_grad], limit))
-    if not math.isfinite(norm):
-        if accelerator.scaler is None:
-            raise _stopped(run, f"The norm of the gradient is {norm}")
-        norm = None  # fp16 overflowed: the scaler skips this step and lowers its scale
-    rate = run.scheduler.get_last_lr()[0]
-    optimizer.step()
-    run.scheduler.step()
-    optimizer.zero_grad()
-    run.end_step(value, rate, norm)
-    return value
-
-
-def _stopped(run: Sitting, finding: str) -> NonFiniteLossError:
-    rate = run.scheduler.get_last_lr()[0]
-    return NonFiniteLossError(
-        f"{finding} at step {run.step + 1} of {run.total_steps}, at a learning rate of {rate:.2g}. "
-        f"Lower the learning rate or look for broken examples. "
-        f"Last complete checkpoint: {run.last_checkpoint or 'none yet'}."
-    )

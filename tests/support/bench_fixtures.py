@@ -63,7 +63,7 @@ def go(tmp_path):
 @pytest.fixture
 def updates(monkeypatch):
     """Counts optimiser steps; `updates.stop_at` interrupts one as Ctrl-C does."""
-    original = training._update
+    original = training.Trainer.update
 
     class Updates(list):
         stop_at = None
@@ -76,5 +76,5 @@ def updates(monkeypatch):
         seen.append(run.step)
         return original(run, batch)
 
-    monkeypatch.setattr(training, "_update", counted)
+    monkeypatch.setattr(training.Trainer, "update", counted)
     return seen
