@@ -61,7 +61,7 @@ class LoraLinear4bit(LoraLinear, Linear4bit):
         return linear.train(self.training)
 
     def merge(self) -> None:
-        """Refuse: sixteen levels cannot hold the update.
+        """Refuse: sixteen levels lose a small update and add noise to a large one.
 
         Raises
         ------
@@ -69,7 +69,8 @@ class LoraLinear4bit(LoraLinear, Linear4bit):
             Always; the message says what to do instead.
         """
         raise ValueError(
-            "This weight is stored in 4 bits, and rounding to sixteen levels would lose most of the update. "
+            "This weight is stored in 4 bits, and rounding the sum to sixteen levels would lose a small update "
+            "and add noise to a large one. "
             "Call dequantize_linears(model) and merge into what it gives, or inject the same configuration "
             "into the base in floating point, copy lora_A and lora_B there, and merge that."
         )
