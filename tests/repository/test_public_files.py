@@ -8,7 +8,7 @@ import pytest
 import sizes
 import yaml
 from book_pages import run
-from rules import ROOT
+from rules import ROOT, chapters, code_cells, read, text_of
 
 
 def load(name):
@@ -107,3 +107,19 @@ def test_spelling_is_checked(tmp_path):
     result = run("codespell", "page.md", cwd=tmp_path)
     assert result.returncode != 0
     assert "separate" in result.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "book/index.md"])
+def test_page_names_the_chapters_that_read_records(page):
+    """What a reader computes and what a chapter reads from a stored run are told apart."""
+    reads = re.compile(r"\b(stored_records|speed_records)\(")
+    found = {
+        int(path.stem[:2])
+        for path in chapters()
+        if path.stem[:2].isdigit()
+        and any(reads.search(text_of(cell["source"])) for cell in code_cells(read(path)))
+    }
+    (named,) = re.findall(
+        r"[Cc]hapters ([\d, and]+) (?:also )?read", (ROOT / page).read_text(encoding="utf8")
+    )
+    assert {int(number) for number in re.findall(r"\d+", named)} == found
