@@ -4,6 +4,7 @@
 PYTHON  ?= python3
 CHAPTER ?=
 PORT    ?= 8000
+JOBS    ?= 2
 URL     ?=
 
 # Threads that wait for each other do not spin: on a busy machine that would take most of the time.
@@ -18,6 +19,10 @@ PAGE := _build/html/index.html
 CHAPTER_ENV := env -u LORA_TUTORIAL_DATA HF_HUB_OFFLINE=1
 NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=900 --timeout=0 \
          --nbval-sanitize-with tools/sanitize.cfg -p no:cacheprovider
+# As many tests and chapters at a time as JOBS says, each on one thread; a file's tests stay together.
+SPREAD := env OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
+WORKERS := -n $(JOBS) --dist loadscope
+COVERED := lora_tutorial/lora/*,lora_tutorial/quant/*,lora_tutorial/adapters/*
 BUILD := $(BIN)/jupyter-book build . -W -n --keep-going
 
 .DEFAULT_GOAL := help
@@ -25,7 +30,7 @@ BUILD := $(BIN)/jupyter-book build . -W -n --keep-going
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@echo "LoRA from scratch. Usage: make TARGET [PYTHON=python3.12] [CHAPTER=05_lora_linear] [PORT=8000]"
+	@echo "LoRA from scratch. Usage: make TARGET [PYTHON=python3.12] [CHAPTER=05_lora_linear] [PORT=8000] [JOBS=2]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.txt constraints.txt pyproject.toml
@@ -54,10 +59,13 @@ serve: $(READY)  ## serve the built book on http://127.0.0.1:8000 (PORT=...)
 	@echo "Open http://127.0.0.1:$(PORT) (Ctrl-C stops)"
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
-test: $(READY)  ## every test: all chapters re-executed, the package, the book's build
+test: $(READY)  ## every test: all chapters re-executed, the package, the book's build (JOBS=...)
 	@status=0; \
-	$(CHAPTER_ENV) $(NBVAL) book/*.ipynb || status=1; \
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests || status=1; \
+	$(SPREAD) $(CHAPTER_ENV) $(NBVAL) $(WORKERS) book/*.ipynb || status=1; \
+	$(SPREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(WORKERS) --cov --cov-report= tests || status=1; \
+	$(BIN)/coverage report --skip-covered; \
+	echo "Of lora/, quant/ and adapters/ at least 95 % of the lines are run:"; \
+	$(BIN)/coverage report --include='$(COVERED)' --fail-under=95 || status=1; \
 	test $$status -eq 0 || echo "make test: something failed; the two summaries above say what"; \
 	exit $$status
 
@@ -65,9 +73,10 @@ check: $(READY) lint  ## a contributor's loop, under three minutes: lint, fast t
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -m "not slow" -q
 	@$(CHAPTER_ENV) $(NBVAL) -q book/$(or $(CHAPTER),02_low_rank_math).ipynb
 
-lint: $(READY)  ## ruff on code and notebooks, spelling, and the rules every chapter keeps
+lint: $(READY)  ## ruff on code and notebooks, types, spelling, and the rules every chapter keeps
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/codespell
 	@$(BIN)/python tools/rules.py
 
@@ -85,7 +94,7 @@ repository: $(READY)  ## move the book to another address (URL=https://github.co
 	@$(BIN)/python tools/repository.py '$(URL)'
 
 clean:  ## remove what was built
-	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## remove what was built and .venv

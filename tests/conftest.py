@@ -106,13 +106,25 @@ def tokenizer(request, byte_level):
 
 @pytest.fixture(scope="session")
 def html_folder(tmp_path_factory):
-    """The folder of the book's pages, built once for all tests, a warning being an error."""
+    """The folder of the book's pages, built once for all tests, a warning being an error.
+
+    Where tests run in several processes the first that needs the pages builds them, and the others wait.
+    """
     from book_pages import build
+    from filelock import FileLock
     from rules import ROOT
 
-    out = tmp_path_factory.mktemp("book")
-    result = build(ROOT, out)
-    assert result.returncode == 0, result.stdout[-6000:]
+    out = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        out = out.parent  # what the processes of one run share
+    out, said = out / "book", out / "book.txt"
+    with FileLock(out.with_suffix(".lock")):
+        out.mkdir(exist_ok=True)
+        if not said.is_file():
+            result = build(ROOT, out)
+            said.write_text(f"{result.returncode}\n{result.stdout[-6000:]}", encoding="utf8")
+    code, _, words = said.read_text(encoding="utf8").partition("\n")
+    assert code == "0", words
     return out / "_build" / "html"
 
 

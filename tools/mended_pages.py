@@ -1,8 +1,8 @@
 """A Sphinx extension: what a page's HTML gets wrong is mended before it is written.
 
 Docutils gives the bibliography's entries the role doc-biblioentry, which ARIA has withdrawn; what has it is
-no item of a list, and a screen reader does not count it. sphinx_exercise gives the body of every exercise on a
-page the same id, and that of every solution.
+no item of a list, and a screen reader does not count it. sphinx_exercise gives the body of every exercise on
+a page the same id, and that of every solution.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What the chapters call: shown source, silence, one figure style."""
 
 import inspect
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,6 @@ import pytest
 
 from lora_tutorial.lora import config
 from lora_tutorial.lora.config import LoraConfig
-from lora_tutorial.pages import source as teaching
 from lora_tutorial.pages.source import show_source
 
 
@@ -29,8 +29,11 @@ def test_docstrings_can_be_left_out_and_the_rest_still_parses():
     compile(plain, "config", "exec")
     assert '"""' not in plain
     assert "class LoraConfig" in plain
-    only_docstring = teaching._without_docstrings('def f():\n    """All there is."""\n')
-    compile(only_docstring, "f", "exec")
+    compile(repr(show_source(says_what_it_is, docstring=False)), "f", "exec")
+
+
+def says_what_it_is():
+    """All there is."""
 
 
 @pytest.mark.parametrize("thing", [len, 3, "text"])
@@ -87,3 +90,19 @@ def test_quiet_leaves_nothing_on_stderr():
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stderr == ""
     assert subprocess.run([sys.executable, "-c", noisy], capture_output=True, text=True).stderr != ""
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_do_not_spin_unless_the_user_says_so(given, kept):
+    script = (
+        "import os, sys\n"
+        "from lora_tutorial import quiet\n"
+        "quiet()\n"
+        "assert 'torch' not in sys.modules\n"  # it reads the variable once
+        "print(os.environ['OMP_WAIT_POLICY'])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.strip() == kept
