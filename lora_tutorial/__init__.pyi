@@ -5,6 +5,9 @@ from .adapters.files import save_adapter as save_adapter
 from .adapters.files import start_from_adapter as start_from_adapter
 from .adapters.peft import export_peft as export_peft
 from .adapters.peft import import_peft as import_peft
+from .adapters.sharing import export_merged as export_merged
+from .adapters.sharing import push_adapter as push_adapter
+from .adapters.sharing import relocate_peft as relocate_peft
 from .adapters.shelf import AdapterShelf as AdapterShelf
 from .adapters.shipped import stored_adapter as stored_adapter
 from .adapters.shipped import stored_adapters as stored_adapters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lora_tutorial.models.encoders import ENCODERS
@@ -14,6 +15,12 @@ _AUTO = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     None: "AutoModel",
+}
+_LOCAL = (".", "/", "~")
+_PIPELINES = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
 }
 
 
@@ -72,9 +79,11 @@ def write_card(
     head["tags"] = ["lora"]
     if licence:
         head["license"] = str(licence).lower()
-    if "/" in str(known["base"]) and not str(known["base"]).startswith((".", "/", "~")):
+    if "/" in str(known["base"]) and not str(known["base"]).startswith(_LOCAL):
         head["base_model"] = known["base"]
     named = str(known["base"] or "the model it was trained on (not recorded)")
+    if named.startswith(_LOCAL) or Path(named).is_absolute():
+        named = f"{Path(named).name}, a folder of the author's"
     data = known.get("data") or known.get("task") or "not recorded"
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
     lines += [f"# {known.get('title') or 'LoRA adapter'}", "", "| | |", "|---|---|"]
@@ -90,20 +99,34 @@ def write_card(
     return "\n".join([*lines, "", *usage, ""])
 
 
+def card_on_hub(text: str, settings: Mapping[str, Any], base: str, repo_id: str) -> str:
+    """The card of `model_card` with the hub's names in place of the paths: of the base and of the adapter."""
+    before = text.partition("## Use")[0]
+    return before + "\n".join([*_code(settings, json.dumps(base), json.dumps(repo_id)), ""])
+
+
+def merged_card(class_name: str, base: str, metadata: Mapping[str, Any], ranks: Sequence[int]) -> str:
+    """The card of a whole model whose adapters are merged; see `write_card`."""
+    ending = next((e for e in _PIPELINES if class_name.endswith(e)), None)
+    adapter = f"LoRA of rank {' and '.join(map(str, ranks))}, merged into the weights"
+    if ending is None:
+        code = [f"from transformers import {class_name}", "", f'model = {class_name}.from_pretrained("PATH")']
+    else:
+        code = ["from transformers import pipeline", "", f'answer = pipeline("{_PIPELINES[ending]}", "PATH")']
+    usage = ["## Use", "", "```python", *code, "```", "", "`PATH` is this folder, wherever it is."]
+    return write_card(base, metadata, adapter, usage, "transformers")
+
+
 def _usage(settings: Mapping[str, Any], shipped: bool, base: str) -> list[str]:
-    auto = _AUTO[settings["task_type"]]
-    source = '"PATH/base"' if shipped else json.dumps(base or "BASE")
-    lines = ["## Use", "", "```python", "from peft import PeftModel", f"from transformers import {auto}", ""]
-    lines += [
-        f"base = {auto}.from_pretrained({source})",
-        'model = PeftModel.from_pretrained(base, "PATH").eval()',
-    ]
-    lines += ["```", "", "`PATH` is this folder."]
+    lines = _code(settings, '"PATH/base"' if shipped else json.dumps(base or "BASE"), '"PATH"')
+    lines += ["", "`PATH` is this folder, wherever it is."]
     if shipped:
         lines += [
             "",
-            "The base lies in `base/`. `adapter_config.json` names the place where it was written first; if "
-            "the folder has moved since, load as above, or correct `base_model_name_or_path`.",
+            "The base is in `base/`. `AutoPeftModel...` and `pipeline` look for it where "
+            "`base_model_name_or_path` in `adapter_config.json` says, an absolute path: if the folder has "
+            "moved since it was written, load as above, or put the new place there (`relocate_peft` of "
+            "lora-tutorial does).",
         ]
     elif settings["task_type"] in ("SEQ_CLS", "TOKEN_CLS"):
         lines += [
@@ -111,6 +134,13 @@ def _usage(settings: Mapping[str, Any], shipped: bool, base: str) -> list[str]:
             "The number of labels is not in the adapter: pass `num_labels` to the base if it is not 2.",
         ]
     return lines
+
+
+def _code(settings: Mapping[str, Any], base: str, adapter: str) -> list[str]:
+    auto = _AUTO.get(settings.get("task_type"), "AutoModel")
+    lines = ["## Use", "", "```python", "from peft import PeftModel", f"from transformers import {auto}", ""]
+    lines += [f"base = {auto}.from_pretrained({base})"]
+    return [*lines, f"model = PeftModel.from_pretrained(base, {adapter}).eval()", "```"]
 
 
 def _adapter(settings: Mapping[str, Any]) -> str:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from lora_tutorial.adapters import checks
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.merge import factor_names, lora_modules
 from lora_tutorial.lora.parameters import parameters_hash
 from lora_tutorial.lora.variants import inject_variant, variant_of
-from lora_tutorial.storage.files import atomic_folder, atomic_write_json
+from lora_tutorial.storage.files import atomic_folder, atomic_write_bytes, atomic_write_json
 
-FORMAT = 1
+#: What `save_adapter` writes. Format 1 had no checksum and no path to a relative base; it is still read.
+FORMAT = 2
 TENSORS, SETTINGS = "adapter.safetensors", "adapter.json"
 
 
@@ -40,13 +41,14 @@ def save_adapter(
     folder
         Made if it does not exist; an adapter already in it is replaced in one step.
     metadata
-        Whatever else should travel along as JSON: task, scores, labels, licence.
+        Whatever else should travel along as JSON: task, scores, labels, licence. ``labels`` are one for each
+        output of a classifier.
 
     Raises
     ------
     ValueError, FileExistsError
-        If the model holds no adapter, or one of PiSSA; a tensor is not finite or has no data (``"meta"``); or
-        the folder holds anything but an adapter.
+        If the model holds no adapter, or one of PiSSA; a tensor is not finite or has no data (``"meta"``);
+        the metadata are no JSON; or the folder holds anything but an adapter.
     """
     folder = Path(folder)
     if not any(True for _ in lora_modules(model)):
@@ -56,42 +58,52 @@ def save_adapter(
             "A PiSSA adapter fits the residual it was trained on and no base that anyone has. Save what "
             "pissa_to_lora(model, base) makes of it."
         )
-    if folder.is_dir() and (others := {p.name for p in folder.iterdir()} - {TENSORS, SETTINGS}):
-        raise FileExistsError(
-            f"{folder} holds {sorted(others)[0]}, no part of an adapter; choose another folder."
-        )
+    checks.check_only(folder, (TENSORS, SETTINGS), "an adapter")
     tensors = adapter_tensors(model)
-    for name, value in tensors.items():
-        if value.is_meta or not torch.isfinite(value).all():
-            raise ValueError(f"{name} has no data or holds an infinity or NaN; nothing was saved.")
+    checks.check_finite(tensors)
     settings = {
         "format": FORMAT,
-        "base": _describe(model) | {"sha256_of_frozen_parameters": parameters_hash(model, tensors)},
+        "base": _describe(model, folder) | {"sha256_of_frozen_parameters": parameters_hash(model, tensors)},
         "parameters": sum(value.numel() for value in tensors.values()),
         "metadata": metadata or {},
     }
+    try:
+        settings = json.loads(json.dumps(settings, allow_nan=False))  # as it will be read: lists, no tuples
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The metadata are no JSON ({error}); give texts, numbers and lists.") from error
+    checks.check_settings(folder / SETTINGS, settings)
+    data = save({n: t.cpu().contiguous() for n, t in tensors.items()}, metadata={"format": "pt"})
     with atomic_folder(folder) as new:
-        contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        save_file(contiguous, new / TENSORS, metadata={"format": "pt"})
-        atomic_write_json(new / SETTINGS, settings)
+        atomic_write_bytes(new / TENSORS, data)
+        atomic_write_json(new / SETTINGS, settings | {"sha256": _checksum(settings, data)})
     return folder
 
 
-def _describe(model: nn.Module) -> dict[str, Any]:
+def _describe(model: nn.Module, folder: Path) -> dict[str, Any]:
     """How to build the model again: the wrapper's arguments, or a class with its configuration."""
-    if hasattr(model, "init_args"):
-        return {"name": model.init_args["model_id"], "wrapper": model.init_args}
-    config = getattr(model, "config", None)
-    return {
-        "name": getattr(config, "name_or_path", ""),
-        "class": type(model).__name__,
-        "id2label": {str(key): label for key, label in getattr(config, "id2label", {}).items()},
-        "lora": model.lora_config.to_dict(),
-        "variant": variant_of(model),
-    }
+    wrapper, config = getattr(model, "init_args", None), getattr(model, "config", None)
+    name = wrapper["model_id"] if wrapper else getattr(config, "name_or_path", "")
+    place = {}
+    if name and not Path(name).is_absolute() and Path(name).is_dir():  # means nothing in another directory
+        place = {"folder": Path(os.path.relpath(name, folder)).as_posix()}
+    injected = {}
+    if hasattr(model, "lora_config"):
+        injected = {"lora": model.lora_config.to_dict(), "variant": variant_of(model)}
+    if wrapper:
+        return {"name": name, **place, "wrapper": wrapper, **injected}
+    labels = {str(key): label for key, label in getattr(config, "id2label", {}).items()}
+    return {"name": name, **place, "class": type(model).__name__, "id2label": labels, **injected}
 
 
-def load_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None) -> nn.Module:
+def _checksum(settings: dict[str, Any], data: bytes) -> str:
+    """SHA-256 over the settings, their own checksum aside, and the bytes of the tensors' file."""
+    rest = {key: value for key, value in settings.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode() + data).hexdigest()
+
+
+def load_adapter(
+    folder: str | os.PathLike[str], base: nn.Module | str | os.PathLike[str] | None = None
+) -> nn.Module:
     """Put a saved adapter back onto its base, with head, biases and number of labels.
 
     Parameters
@@ -99,7 +111,8 @@ def load_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None) 
     folder
         What `save_adapter` wrote.
     base
-        The model without adapters. Left out, it is loaded again by the name it had.
+        The model without adapters; or where the encoder is now, as for ``load_encoder``. Left out, it is
+        loaded again by the name it had.
 
     Returns
     -------
@@ -109,30 +122,26 @@ def load_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None) 
     Raises
     ------
     FileNotFoundError, ValueError
-        If a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the base is
-        not the one that the adapter was trained on.
+        If a file is missing, damaged or changed, a tensor is missing, unexpected or of another shape, or the
+        base is not the one that the adapter was trained on. A base that was given is then as it was.
     """
     settings, tensors = read_adapter(folder)
     described = settings["base"]
-    if "wrapper" in described:
-        if base is not None:
-            raise ValueError("This adapter builds its own wrapper; call load_adapter without a base.")
-        from lora_tutorial.models.roberta import LoraWrapperRoberta
-
-        model = LoraWrapperRoberta(**described["wrapper"])
-    else:
-        model = _load_base(described) if base is None else base
-    _check_base(model, tensors, described)
-    if "lora" in described:
-        inject_into_base(model, LoraConfig.from_dict(described["lora"]), described.get("variant", "lora"))
-    own = dict(model.named_parameters())
-    missing, unexpected = sorted(factor_names(model) - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or unexpected:
-        raise ValueError(f"{folder} does not fit: missing {missing[:3]}, unexpected {unexpected[:3]}.")
-    for name in tensors:
-        _same_shape(name, tensors[name], own[name])
-    for name, parameter in own.items():  # what was saved is what trained: training can go on
-        parameter.requires_grad_(name in tensors)
+    model = base if isinstance(base, nn.Module) else _load_base(folder, settings, base)
+    if "wrapper" in described and model is base:
+        raise ValueError("This adapter builds its own wrapper; call load_adapter without a base model.")
+    checks.check_length(folder, settings["metadata"], getattr(model, "config", None))
+    for name in dict(model.named_parameters()).keys() & tensors.keys():
+        checks.check_shape(name, tensors[name], model.get_parameter(name))
+    trial = model if "wrapper" in described else _adapt(checks.shapes_of(model), described)
+    checks.check_fit(folder, tensors, dict(trial.named_parameters()), needed_names(trial))
+    if parameters_hash(model, {*tensors, *factor_names(model)}) != described["sha256_of_frozen_parameters"]:
+        raise ValueError(
+            f"This base is not the one that the adapter was trained on ({described['name'] or 'unnamed'}): "
+            "their frozen parameters differ. Load that one, or train an adapter for this one."
+        )
+    for name, parameter in _adapt(model, described).named_parameters():
+        parameter.requires_grad_(name in tensors)  # what was saved is what trained: training can go on
         if name in tensors:
             parameter.detach().copy_(tensors[name])
     model.adapter_metadata = settings["metadata"]
@@ -166,7 +175,7 @@ def start_from_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> nn.M
             f"{differing[0]}: start from one of the same method."
         )
     for name, value in body.items():
-        _same_shape(name, value, own[name])
+        checks.check_shape(name, value, own[name])
     heads = {name for name, _ in model.named_parameters() if name.startswith("finetune_head_")}
     if parameters_hash(model, own.keys() | heads) != settings["base"]["sha256_of_frozen_parameters"]:
         raise ValueError(f"The adapter in {folder} was trained on another base; start from one of this base.")
@@ -176,21 +185,59 @@ def start_from_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> nn.M
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The settings and the tensors in an adapter folder."""
+    """The settings and the tensors in an adapter folder.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file is missing, is not as it was saved, holds something of another kind, or a tensor is not
+        finite.
+    """
     folder = Path(folder)
     for name in (SETTINGS, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no adapter folder: {name} is missing.")
-    try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        tensors = load_file(folder / TENSORS)
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(f"The adapter in {folder} is damaged: {error}. Copy or train it again.") from error
-    if settings.get("format") != FORMAT:
+    settings, data = checks.read_json(folder / SETTINGS), (folder / TENSORS).read_bytes()
+    if settings.get("format") not in (1, FORMAT):
         raise ValueError(
-            f"{folder} has adapter format {settings.get('format')!r}; this version reads {FORMAT}."
+            f"{folder} has adapter format {settings.get('format')!r}; this version reads 1 and {FORMAT}."
         )
-    return settings, tensors
+    checked = settings["format"] != 1 or "sha256" in settings
+    if checked and settings.get("sha256") != _checksum(settings, data):
+        raise checks.damaged(folder, "its files are not those that were saved (their SHA-256 differs)")
+    checks.check_settings(folder / SETTINGS, settings)
+    return settings, checks.read_tensors(folder / TENSORS, data)
+
+
+def base_of(folder: str | os.PathLike[str], settings: dict[str, Any]) -> str:
+    """Where an adapter's encoder is, as ``load_encoder`` takes it.
+
+    Parameters
+    ----------
+    folder, settings
+        The adapter's folder, and what `read_adapter` returns for it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the encoder was in a folder with a relative path, and is no longer where the adapter saw it.
+    """
+    name, place = settings["base"]["name"], settings["base"].get("folder")
+    if place is None:
+        return name
+    for path in (Path(folder, place), Path(name)):
+        if path.is_dir():
+            return str(path.resolve())
+    raise FileNotFoundError(
+        f"The encoder of the adapter in {folder} was in a folder {name!r}, {place} from the adapter, and is "
+        "not there. Put it back, or say where it is: load_adapter(folder, base=...)."
+    )
+
+
+def needed_names(model: nn.Module) -> set[str]:
+    """What an adapter's file must hold for an adapted model: every factor, and the head of a wrapper."""
+    own = dict(model.named_parameters()) if hasattr(model, "init_args") else {}
+    return factor_names(model) | {name for name in own if not name.startswith("model.")}
 
 
 def inject_into_base(model: nn.Module, config: LoraConfig, variant: str = "lora") -> nn.Module:
@@ -202,36 +249,35 @@ def inject_into_base(model: nn.Module, config: LoraConfig, variant: str = "lora"
     return inject_variant(model, config, variant)
 
 
-def _load_base(described: dict[str, Any]) -> nn.Module:
+def _adapt(model: nn.Module, described: dict[str, Any]) -> nn.Module:
+    if "lora" not in described:  # a wrapper has its adapters already
+        return model
+    config = LoraConfig.from_dict(described["lora"])
+    return inject_into_base(model, config, described.get("variant", "lora"))
+
+
+def _load_base(
+    folder: str | os.PathLike[str], settings: dict[str, Any], given: str | os.PathLike[str] | None
+) -> nn.Module:
+    described = settings["base"]
+    name = base_of(folder, settings) if given is None else os.fspath(given)
+    if "wrapper" in described:
+        from lora_tutorial.models.roberta import LoraWrapperRoberta
+
+        return LoraWrapperRoberta(**described["wrapper"] | {"model_id": name})
     import transformers
 
     from lora_tutorial.models.encoders import load_encoder
 
-    if not described["name"]:
-        raise ValueError(
-            f"This adapter's base, a {described['class']}, has no name to load it by: pass base=."
-        )
-    model_class = getattr(transformers, described["class"])
-    labels = {int(key): label for key, label in described["id2label"].items()}
-    return load_encoder(described["name"], model_class=model_class, id2label=labels).model
-
-
-def _check_base(model: nn.Module, tensors: dict[str, Tensor], described: dict[str, Any]) -> None:
-    own = dict(model.named_parameters())
-    for name in own.keys() & tensors.keys():
-        _same_shape(name, tensors[name], own[name])
+    model_class = getattr(transformers, described["class"], None)
     if (
-        parameters_hash(model, tensors.keys() | factor_names(model))
-        != described["sha256_of_frozen_parameters"]
+        not name
+        or not isinstance(model_class, type)
+        or not issubclass(model_class, transformers.RobertaPreTrainedModel)
     ):
         raise ValueError(
-            f"This base is not the one that the adapter was trained on ({described['name'] or 'unnamed'}): "
-            "their frozen parameters differ. Load that one, or train an adapter for this one."
+            f"This adapter's base, a {described['class']}, "
+            f"{'is no RoBERTa model' if name else 'has no name'} to load it by: pass base=."
         )
-
-
-def _same_shape(name: str, saved: Tensor, own: Tensor) -> None:
-    if saved.shape != own.shape:
-        raise ValueError(
-            f"{name} is {tuple(saved.shape)} in the adapter but {tuple(own.shape)} in this model."
-        )
+    labels = {int(key): label for key, label in described["id2label"].items()}
+    return load_encoder(name, model_class=model_class, id2label=labels).model

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,82 +12,41 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
+from transformers import (
+    RobertaForQuestionAnswering,
+    RobertaForSequenceClassification,
+    RobertaForTokenClassification,
+    RobertaModel,
+)
 
+from lora_tutorial.adapters import checks
 from lora_tutorial.adapters.card import model_card
 from lora_tutorial.adapters.files import inject_into_base
-from lora_tutorial.adapters.peft_base import base_name, check_base, copy_base, labels, load_base, local_folder
-from lora_tutorial.adapters.peft_layout import NotExpressibleError, base_names, peft_layout, task_of
+from lora_tutorial.adapters.peft_layout import (
+    PREFIX,
+    NotExpressibleError,
+    PeftLayout,
+    base_names,
+    peft_layout,
+    task_of,
+)
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias, matching_modules
 from lora_tutorial.lora.merge import lora_modules
+from lora_tutorial.models.encoders import load_encoder
+from lora_tutorial.models.minilm import minilm_folder
 from lora_tutorial.models.roberta import LoraWrapperRoberta
 from lora_tutorial.storage.files import atomic_folder, atomic_write_bytes, atomic_write_json
 
-TENSORS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-
-
-def read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The settings and the tensors in a folder that PEFT or `export_peft` wrote."""
-    for name in (SETTINGS, TENSORS):
-        if not (folder / name).is_file():
-            pickled = (folder / "adapter_model.bin").is_file() and name == TENSORS
-            hint = (
-                " The pickled adapter_model.bin can run code and is not read: save it again as safetensors."
-            )
-            raise FileNotFoundError(
-                f"{folder} is no PEFT adapter: {name} is missing.{hint if pickled else ''}"
-            )
-    try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        tensors = load_file(folder / TENSORS)
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(f"The adapter in {folder} is damaged: {error}. Copy or train it again.") from error
-    kind = settings.get("peft_type") if isinstance(settings, dict) else None
-    if kind != "LORA":
-        raise ValueError(f"{folder} holds a {kind!r} adapter; only 'LORA' can be imported.")
-    return settings, _without_doubles(tensors)
-
-
-def _without_doubles(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With ``bias="all"`` PEFT writes biases in whole modules up to three times; keep the one that counts."""
-    kept = {}
-    for name, value in tensors.items():
-        # "x.modules_to_save.bias" repeats "x.bias", "x.modules_to_save.<adapter>.dense.bias" "x.dense.bias".
-        single = {
-            re.sub(pattern, ".", name) for pattern in (r"\.modules_to_save\.", r"\.modules_to_save\.[^.]+\.")
-        }
-        double = next((tensors[s] for s in single - {name} if s in tensors), None)
-        if double is not None and not torch.equal(double, value):
-            raise ValueError(
-                f"{name} is in the file twice with two values; it is damaged. Save the adapter again."
-            )
-        if double is None and ".original_module." not in name:
-            kept[name] = value
-    return kept
-
-
-def check_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-    """Refuse a file whose names and shapes are not those of ``own``, or whose numbers are not finite."""
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or unexpected:
-        raise ValueError(
-            f"The file does not fit its settings on this base: {len(missing)} tensors missing {missing[:2]}, "
-            f"{len(unexpected)} unexpected {unexpected[:2]}."
-        )
-    for name, value in own.items():
-        if tensors[name].shape != value.shape:
-            raise ValueError(
-                f"{name} is {tuple(tensors[name].shape)} in the file, {tuple(value.shape)} is needed."
-            )
-        if not tensors[name].is_floating_point() or not torch.isfinite(tensors[name]).all():
-            raise ValueError(f"{name} holds an infinity, NaN or whole numbers; train the adapter again.")
-
-
-CARD, BASE = "README.md", "base"
+TENSORS, SETTINGS, CARD, BASE = "adapter_model.safetensors", "adapter_config.json", "README.md", "base"
 _OURS = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora")
+_KINDS = {
+    "r": int, "lora_alpha": int | float, "lora_dropout": float, "target_modules": list | str, "bias": str,
+    "use_rslora": bool, "modules_to_save": list, "auto_mapping": dict, "base_model_name_or_path": str,
+}  # fmt: skip
 # Entries that do not change what the adapter computes once it is trained.
 _NEUTRAL = {
     "auto_mapping", "base_model_name_or_path", "revision", "peft_type", "peft_version", "task_type",
@@ -97,6 +55,16 @@ _NEUTRAL = {
 }  # fmt: skip
 # Starts that leave the base as it was; others (PiSSA, OLoRA, LoftQ ...) take something out of its weights.
 _STARTS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
+_FILES += ("vocab*", "merges*", "LICENSE*")
+_CLASSES = {
+    "SEQ_CLS": RobertaForSequenceClassification,
+    "TOKEN_CLS": RobertaForTokenClassification,
+    "QUESTION_ANS": RobertaForQuestionAnswering,
+    "FEATURE_EXTRACTION": RobertaModel,
+}
 
 
 def export_peft(
@@ -140,12 +108,8 @@ def export_peft(
         If the folder holds something other than an export.
     """
     folder, layout, metadata = Path(folder), peft_layout(model), dict(metadata or {})
-    allowed = {TENSORS, SETTINGS, CARD, BASE}
-    if folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if p.name not in allowed)):
-        raise FileExistsError(f"{folder} holds {others[0]}, no part of an export; choose another folder.")
-    for name, value in layout.tensors.items():
-        if value.is_meta or not torch.isfinite(value).all():
-            raise ValueError(f"{name} has no data or holds an infinity or NaN; nothing was written.")
+    checks.check_only(folder, (TENSORS, SETTINGS, CARD, BASE), "an export")
+    checks.check_finite(layout.tensors)
     name = str(base if base is not None else base_name(model))
     if (source := local_folder(name)) is not None:
         check_base(source, layout)
@@ -157,8 +121,7 @@ def export_peft(
         settings["auto_mapping"] = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
     with atomic_folder(folder) as new:
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in layout.tensors.items()}
-        save_file(tensors, new / TENSORS, metadata={"format": "pt"})
-        (new / TENSORS).chmod(0o644)  # save_file makes 0600, which a colleague could not read
+        atomic_write_bytes(new / TENSORS, save(tensors, metadata={"format": "pt"}))
         atomic_write_json(new / SETTINGS, dict(sorted(settings.items())))
         atomic_write_bytes(new / CARD, model_card(settings, name, source is not None, metadata).encode())
         if source is not None:
@@ -204,18 +167,58 @@ def import_peft(
     settings, tensors = read_peft(folder)
     model = base if isinstance(base, nn.Module) else load_base(folder / BASE, settings, tensors, base)
     config = _lora_config(settings, model)
-    # The same with shapes only: whatever is wrong shows there, before the model itself is touched.
-    empty = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
-        for p in model.parameters()
-        if p.is_floating_point()  # 4-bit codes are small, and their scales hang on them
-    }
-    check_tensors(peft_layout(_adapt(copy.deepcopy(model, empty), config)).tensors, tensors)
+    # On shapes alone whatever is wrong shows, before the model itself is touched.
+    trial = peft_layout(_adapt(checks.shapes_of(model), config)).tensors
+    checks.check_fit(folder, tensors, trial, same_dtype=False)
     own = peft_layout(_adapt(model, config)).tensors
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(tensors[name])
     return model.eval()
+
+
+def read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The settings and the tensors in a folder that PEFT or `export_peft` wrote.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file is missing or damaged, a tensor is not finite, or the adapter is not one of LoRA.
+    """
+    for name in (SETTINGS, TENSORS):
+        if not (folder / name).is_file():
+            pickled = (folder / "adapter_model.bin").is_file() and name == TENSORS
+            hint = (
+                " The pickled adapter_model.bin can run code and is not read: save it again as safetensors."
+            )
+            raise FileNotFoundError(
+                f"{folder} is no PEFT adapter: {name} is missing.{hint if pickled else ''}"
+            )
+    settings = checks.read_json(folder / SETTINGS)
+    if (kind := settings.get("peft_type")) != "LORA":
+        raise ValueError(f"{folder} holds a {kind!r} adapter; only 'LORA' can be imported.")
+    for key, accepted in _KINDS.items():
+        if settings.get(key) is not None and not checks.is_kind(settings[key], accepted):
+            raise checks.damaged(folder / SETTINGS, f"its {key} is {settings[key]!r}")
+    return settings, _without_doubles(checks.read_tensors(folder / TENSORS))
+
+
+def _without_doubles(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With ``bias="all"`` PEFT writes biases in whole modules up to three times; keep the one that counts."""
+    kept = {}
+    for name, value in tensors.items():
+        # "x.modules_to_save.bias" repeats "x.bias", "x.modules_to_save.<adapter>.dense.bias" "x.dense.bias".
+        single = {
+            re.sub(pattern, ".", name) for pattern in (r"\.modules_to_save\.", r"\.modules_to_save\.[^.]+\.")
+        }
+        double = next((tensors[s] for s in single - {name} if s in tensors), None)
+        if double is not None and not torch.equal(double, value):
+            raise ValueError(
+                f"{name} is in the file twice with two values; it is damaged. Save the adapter again."
+            )
+        if double is None and ".original_module." not in name:
+            kept[name] = value
+    return kept
 
 
 def _adapt(model: nn.Module, config: LoraConfig) -> nn.Module:
@@ -260,3 +263,106 @@ def _lora_config(settings: dict[str, Any], model: nn.Module) -> LoraConfig:
     values["target_modules"] = settings.get("target_modules")  # PEFT has no default either
     init = "gaussian" if start == "gaussian" else "kaiming"
     return LoraConfig.from_dict(values | {"modules_to_save": saved, "init": init})
+
+
+def base_name(model: nn.Module) -> str:
+    """The name that the model's base was loaded by, ``""`` if it was not loaded."""
+    if getattr(model, "init_args", {}).get("weights", "pretrained") != "pretrained":
+        return ""
+    return getattr(getattr(model, "config", None), "name_or_path", "")
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder behind a name, if it is ``"minilm"`` or a folder and not a repository on the hub."""
+    if name == "minilm":
+        return minilm_folder()
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def check_base(source: Path, layout: PeftLayout) -> None:
+    """Refuse a checkpoint whose weights are not those under the adapter.
+
+    Raises
+    ------
+    ValueError
+        If a parameter that the adapter does not carry is missing from ``source`` or differs from it.
+    """
+    unseen = dict(layout.frozen)
+    for file in sorted(source.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - the reader is no mapping
+                own = next((n for n in (name, f"roberta.{name}") if n in unseen), None)
+                value = unseen.pop(own, None)
+                if value is not None and not torch.equal(stored.get_tensor(name), value.detach().cpu()):
+                    raise ValueError(
+                        f"{own} is not what {source} holds: the adapter has another base. "
+                        'Name that one in base=, or "" for none.'
+                    )
+    if unseen:
+        raise ValueError(
+            f"{source} has no {next(iter(unseen))}, which is frozen and so not in the adapter: whoever loads "
+            "it would draw one at random. Train it whole (modules_to_save), or save the base first."
+        )
+
+
+def labels(model: nn.Module, given: list[str] | None) -> dict[str, Any]:
+    """``id2label`` and ``label2id`` for the base's configuration, from the model or as given.
+
+    A wrapper's regression is named one, or a pipeline would put its answer through a sigmoid.
+
+    Raises
+    ------
+    ValueError
+        If ``given`` has not as many names as the model has outputs.
+    """
+    head = getattr(model, "finetune_head_classifier", None)
+    id2label = dict(model.config.id2label) if hasattr(model, "config") else {}
+    if head is not None:
+        id2label = {i: f"LABEL_{i}" for i in range(list(head.parameters())[-1].shape[0])}
+    if given:  # a regression has none
+        if len(given) != len(id2label):
+            raise ValueError(f"metadata names {len(given)} labels; the model has {len(id2label)} outputs.")
+        id2label = dict(enumerate(given))
+    regression = {"problem_type": "regression"} if head is not None and len(id2label) == 1 else {}
+    return regression | {
+        "id2label": {str(i): str(label) for i, label in id2label.items()},
+        "label2id": {str(label): int(i) for i, label in id2label.items()},
+    }
+
+
+def copy_base(source: Path, target: Path, changes: dict[str, Any]) -> None:
+    """Copy a checkpoint and its tokenizer, with ``changes`` in its ``config.json``."""
+    target.mkdir()
+    for file in sorted({file for pattern in _FILES for file in source.glob(pattern)}):
+        if not file.name.startswith("adapter_"):
+            shutil.copyfile(file, target / file.name)
+    settings = checks.read_json(source / "config.json")
+    atomic_write_json(target / "config.json", settings | changes)
+
+
+def load_base(
+    shipped: Path, settings: dict[str, Any], tensors: dict[str, Tensor], name: str | os.PathLike[str] | None
+) -> nn.Module:
+    """Load the base that an adapter belongs to, with as many labels as its head has outputs.
+
+    Raises
+    ------
+    ValueError
+        If nothing says which base it is, or its class cannot be told from the task.
+    """
+    if name is None:
+        name = shipped if shipped.is_dir() else settings.get("base_model_name_or_path")
+    if not name:
+        raise ValueError("The adapter does not say which base it belongs to: pass base=, a model or a name.")
+    task = settings.get("task_type")
+    mapped = (settings.get("auto_mapping") or {}).get("base_model_class")
+    model_class = next((c for c in _CLASSES.values() if c.__name__ == mapped), None) or _CLASSES.get(task)
+    if model_class is None:
+        raise ValueError(
+            f"task_type {task!r} does not tell the class of the base: load it yourself, pass base=."
+        )
+    options = {}
+    for head in (f"{PREFIX}classifier.out_proj.weight", f"{PREFIX}classifier.weight"):
+        if head in tensors:
+            options["num_labels"] = tensors[head].shape[0]
+    return load_encoder(name, model_class=model_class, **options).model

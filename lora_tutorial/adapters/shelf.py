@@ -6,12 +6,13 @@ import copy
 import os
 from typing import NamedTuple, NoReturn
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import RobertaModel
 
-from lora_tutorial.adapters.files import read_adapter
+from lora_tutorial.adapters.checks import check_fit, check_length
+from lora_tutorial.adapters.files import needed_names, read_adapter
 from lora_tutorial.lora.config import LoraConfig
-from lora_tutorial.lora.merge import factor_names, lora_modules
+from lora_tutorial.lora.merge import lora_modules
 from lora_tutorial.lora.parameters import parameters_hash
 from lora_tutorial.models.encoders import load_encoder
 from lora_tutorial.models.roberta import LoraWrapperRoberta
@@ -121,7 +122,8 @@ class AdapterShelf:
                 f"{described['name']!r} with other weights. Make a shelf of that one."
             )
         model = LoraWrapperRoberta(**described["wrapper"] | {"model_id": self._name, "weights": "meta"})
-        _check(folder, model, tensors)
+        check_length(folder, settings["metadata"], self._base["model"].config)
+        check_fit(folder, tensors, dict(model.named_parameters()), needed_names(model))
         config = next(module for _, module in lora_modules(model)).lora_config
         model.model, model.config, model.init_args = (
             _Elsewhere(name),
@@ -175,16 +177,3 @@ class AdapterShelf:
 def _slot(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:
     module, _, leaf = parameter.rpartition(".")
     return model.get_submodule(module), leaf
-
-
-def _check(folder: str | os.PathLike[str], model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Refuse an adapter that lacks a factor or a part of the head, has something else, or another shape."""
-    own = dict(model.named_parameters())
-    needed = factor_names(model) | {name for name in own if not name.startswith("model.")}
-    missing, unexpected = sorted(needed - tensors.keys()), sorted(tensors.keys() - own.keys())
-    wrong = [name for name in sorted(tensors.keys() & own.keys()) if tensors[name].shape != own[name].shape]
-    if missing or unexpected or wrong:
-        raise ValueError(
-            f"The adapter in {folder} is not whole: missing {missing[:3]}, unexpected {unexpected[:3]}, of "
-            f"another shape {wrong[:3]}. Copy or train it again."
-        )

@@ -118,7 +118,6 @@ def _card(settings: dict[str, Any], record: RunRecord, name: str) -> str:
 
 def _usage(about: dict[str, Any]) -> list[str]:
     code = [
-        "from lora_tutorial import load_adapter",
         "from lora_tutorial import load_adapter, stored_adapter",
         "",
     ]

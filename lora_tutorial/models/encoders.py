@@ -104,7 +104,13 @@ def load_encoder(
         folder = _checkpoint(name)
         model = _load_weights(folder, model_class, config_overrides)
         model.config.name_or_path = str(name)  # what loads it again anywhere, not this machine's cache
-        return Encoder(model, _local_tokenizer(folder))
+        tokenizer = _local_tokenizer(folder)
+        if tokenizer is not None and len(tokenizer) > model.config.vocab_size:
+            raise ValueError(
+                f"The tokenizer in {folder} knows {len(tokenizer)} tokens and the model "
+                f"{model.config.vocab_size}: save the model with its own tokenizer."
+            )
+        return Encoder(model, tokenizer)
     settings = _settings(name)
     if "num_labels" in config_overrides:  # a saved head's label names would contradict it
         settings = {key: value for key, value in settings.items() if key not in ("id2label", "label2id")}

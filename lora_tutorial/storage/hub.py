@@ -100,6 +100,58 @@ def download(repository: str, kind: str, patterns: list[str], instead: str) -> P
     return folder
 
 
+def upload(folder: Path, repository: str, patterns: list[str], private: bool | None = None) -> str:
+    """Upload files of a folder as one commit to a model's repository, made if it does not exist.
+
+    Parameters
+    ----------
+    folder, patterns
+        The folder, and which of its files.
+    repository
+        ``"user/name"`` on the hub.
+    private
+        As for ``huggingface_hub.HfApi.create_repo``.
+
+    Returns
+    -------
+    str
+        The repository's address.
+
+    Raises
+    ------
+    HubUnreachableError
+        If the hub does not answer.
+    ValueError
+        If the hub does not take the name or the card, or does not let you write.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if repository.count("/") != 1:
+        raise ValueError(f"{repository!r} is no repository of yours: give 'user/name'.")
+    try:
+        address = HfApi().create_repo(repository, private=private, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository, folder_path=folder, allow_patterns=patterns)
+    except HFValidationError as error:
+        raise ValueError(f"{repository!r} is no name for a repository; give 'user/name'.") from error
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (401, 403):
+            raise HubUnreachableError(
+                f"The hub did not take {repository!r} ({str(error).splitlines()[0]}); try again later."
+            ) from error
+        raise ValueError(
+            f"The hub does not let you write to {repository!r}: log in with `hf auth login` and a token that "
+            "may write, or choose a repository of your own."
+        ) from error
+    except ValueError:  # the card's head
+        raise
+    except Exception as error:  # see require_hub
+        raise HubUnreachableError(
+            f"The hub cannot be reached for {repository!r} ({type(error).__name__}); try again later."
+        ) from error
+    return str(address)
+
+
 def _is_as_announced(file: Path) -> bool:
     """Whether a file in the hub's cache has the hash it is stored under: SHA-256, or git's for small ones."""
     stored = file.resolve().name

@@ -1,9 +1,12 @@
 """A stand-in of the hub on 127.0.0.1: model and data set information, file trees, files with their hashes.
 
+Whoever sends `TOKEN` may also make repositories of models and commit files to them.
+
 Files above a limit are served as the hub serves large ones, under their SHA-256 and by way of a redirect to
 another host; the rest under git's hash. A repository is a folder of files at one revision.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -13,19 +16,28 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 LARGE = 2000  # bytes
+#: The paths that an upload posts to.
+WRITES = (
+    r"/api/(?:(?P<action>repos/create|validate-yaml)|models/(?P<name>.+?)/(?P<kind>preupload|commit)/main)"
+)
+TOKEN = "hf_of_somebody_who_may_write"
 
 
 class Repository:
     """Files at one revision. `damage` maps a file's name to what is sent instead of its bytes."""
 
-    def __init__(self, folder, damage=None):
+    def __init__(self, folder=None, damage=None):
+        found = sorted(Path(folder).rglob("*")) if folder is not None else []
         self.files = {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in sorted(Path(folder).rglob("*"))
-            if path.is_file()
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in found if path.is_file()
         }
         self.damage = damage or {}
+        self.commit({})
+
+    def commit(self, files):
+        self.files |= files
         self.revision = hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
+        return self.revision
 
     def entry(self, name):
         """The file's row in a tree, as the hub's interface describes it."""
@@ -50,7 +62,7 @@ class Hub:
     """The server; `repositories` maps ("models" or "datasets", name) to a `Repository`."""
 
     def __init__(self, repositories):
-        self.repositories, self.requests = repositories, []
+        self.repositories, self.requests, self.visibility = repositories, [], {}
         hub = self
 
         class Handler(_Handler):
@@ -91,6 +103,10 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
+        if self.command == "POST" and (found := re.fullmatch(WRITES, path)):
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                return self.send(401, b"")
+            return self.write(found["kind"] or found["action"], found["name"])
         if found := re.fullmatch(r"/storage/(models|datasets)/(.+?)/-/(.+)", path):
             kind, name, file = found.groups()
             repository = self.hub.repositories[kind, name]
@@ -103,6 +119,30 @@ class _Handler(BaseHTTPRequestHandler):
             kind, *rest = found.groups()
             return self.file("datasets" if kind else "models", *rest)
         return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
+
+    def write(self, action, name):
+        """What an upload asks for: the repository, whether its card is good, how to send files, a commit."""
+        if action == "repos/create":
+            asked = json.loads(self.body)
+            name = f"{asked['organization']}/{asked['name']}"
+            known = ("models", name) in self.hub.repositories
+            self.hub.repositories.setdefault(("models", name), Repository())
+            self.hub.visibility[name] = asked.get("visibility", self.hub.visibility.get(name, "public"))
+            return self.json({"url": f"{self.hub.address}/{name}"}, 409 if known else 200)
+        if action == "validate-yaml":
+            good = json.loads(self.body)["content"].startswith("---\n")
+            return self.json(
+                {"errors": [] if good else [{"message": "no head"}], "warnings": []}, 400 - 200 * good
+            )
+        if action == "preupload":
+            files = [file["path"] for file in json.loads(self.body)["files"]]
+            return self.json(
+                {"files": [{"path": f, "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            )
+        repository = self.hub.repositories["models", name]
+        lines = [json.loads(line)["value"] for line in self.body.splitlines() if b'"key": "file"' in line]
+        oid = repository.commit({file["path"]: base64.b64decode(file["content"]) for file in lines})
+        return self.json({"commitUrl": f"{self.hub.address}/{name}/commit/{oid}", "commitOid": oid})
 
     def repository(self, kind, name, revision):
         """The repository at a revision; sends the hub's refusal and returns None where there is none."""
@@ -153,8 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
             200, repository.damage.get(file, repository.files[file]), commit | {"ETag": f'"{row["oid"]}"'}
         )
 
-    def json(self, value):
-        self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def json(self, value, status=200):
+        self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def send(self, status, data, headers=None):
         headers = headers or {}
