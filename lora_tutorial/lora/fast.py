@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.layers import LoraLinear
 from lora_tutorial.lora.merge import lora_modules
 
@@ -34,13 +33,6 @@ class FastLoraLinear(LoraLinear):
     is formed then, nor is the sum kept. In lower precision it would round a small update away, so there it
     is never formed.
     """
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, config: LoraConfig) -> FastLoraLinear:
-        """Adapt an existing layer, as `LoraLinear.from_linear` does; packed weights raise ``TypeError``."""
-        if not linear.weight.is_floating_point():
-            return LoraLinear.from_linear(linear, config)  # which says why not
-        return super().from_linear(linear, config)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (..., in) to (..., out)."""

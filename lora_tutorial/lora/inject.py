@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
@@ -43,14 +44,14 @@ def inject_lora(
     Raises
     ------
     TypeError, ValueError
-        If a target is no linear layer, a name matches nothing, r is too large for a layer, or the model
-        holds adapters already.
+        If a target is no linear layer or would have no effect, a name matches nothing, r is too large for a
+        layer, or the model holds adapters already. No change then.
     """
     if any(True for _ in lora_modules(model)):
         raise ValueError("The model holds LoRA adapters already; inject into a fresh copy of the base.")
     saved = matching_modules(model, config.modules_to_save, "modules_to_save")
     targets = find_targets(model, config)
-    linears = {name: model.get_submodule(name) for name in targets}
+    linears = {name: model.get_submodule(name) for name in targets}  # a layer may have two names
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         made = {linear: make(linear, config) for linear in dict.fromkeys(linears.values())}
@@ -58,7 +59,7 @@ def inject_lora(
         for parameter in trained:
             parameter.requires_grad_(True)
         raise
-    for name, linear in linears.items():  # a layer used under two names stays one layer
+    for name, linear in linears.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, made[linear])
     freeze_parameters_except_lora_and_bias(model, config.bias)
@@ -73,12 +74,16 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
 
     Modules inside ``modules_to_save`` are left out, since they train whole. ``"all-linear"`` leaves out the
     output embedding and a head (named as in `HEADS`) too, as PEFT does: a new head is random, and an
-    adapter on frozen random numbers is not what anyone wants.
+    adapter on frozen random numbers is not what anyone wants. It also leaves out the ``out_proj`` of
+    ``nn.MultiheadAttention``, which is never called. A layer named one by one that would have no effect
+    raises ``ValueError``.
     """
     saved = matching_modules(model, config.modules_to_save, "modules_to_save")
     if config.target_modules == ALL_LINEAR:
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        linear = [n for n, m in _modules(model) if isinstance(m, nn.Linear) and m is not output]
+        inside = {id(m.out_proj) for _, m in _modules(model) if isinstance(m, nn.MultiheadAttention)}
+        left_out = inside | {id(output)}
+        linear = [n for n, m in _modules(model) if isinstance(m, nn.Linear) and id(m) not in left_out]
         names = [n for n in linear if n.partition(".")[0] not in HEADS]
     elif isinstance(config.target_modules, str):
         names = [n for n, _ in _modules(model) if re.fullmatch(config.target_modules, n)]
@@ -94,7 +99,28 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
             kind = type(module).__name__
             raise TypeError(f"target_modules selects {name}, a {kind}; LoRA adapts nn.Linear only. {linears}")
         check_rank(config.r, module.in_features, module.out_features, name)
+        if why := _why_skipped(model.get_submodule(name.rpartition(".")[0]), module):
+            raise ValueError(f"An adapter on {name} would have no effect: {why}")
     return names
+
+
+def _why_skipped(parent: nn.Module, linear: nn.Linear) -> str:
+    """What computes in the place of a layer, so that an adapter in it would never be called."""
+    if isinstance(parent, nn.MultiheadAttention):
+        return "nn.MultiheadAttention reads its weight and never calls it. Leave it out of target_modules."
+    if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+        return (
+            "in evaluation nn.TransformerEncoderLayer reads its weight and does not call it. Turn that off, "
+            "torch.backends.mha.set_fastpath_enabled(False), wherever the model is used, then inject."
+        )
+    if "forward" in vars(linear):
+        return (
+            "its forward was replaced, as accelerate does in a model that it offloads or spreads over "
+            "devices (device_map). Inject into the model first, and dispatch it after that."
+        )
+    if not isinstance(linear.weight, nn.Parameter):
+        return "its weight is computed from others, as weight_norm does. Remove that first."
+    return ""
 
 
 def matching_modules(model: nn.Module, entries: Iterable[str], field: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,13 @@ def factors_for(linear: nn.Linear, config: LoraConfig) -> tuple[nn.Parameter, nn
     return new_factors(linear.in_features, linear.out_features, config, linear.weight.device, dtype)
 
 
+def keep_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Let ``new`` call the hooks of the module it replaces; their handles still remove them."""
+    for key, value in vars(old).items():
+        if value and "_hook" in key and ("forward" in key or "backward" in key):
+            vars(new)[key] = value
+
+
 class LoraModule(nn.Module, ABC):
     """What every module that holds an adapter can do: say its update, merge it, and undo that exactly.
 
@@ -77,12 +84,13 @@ class LoraModule(nn.Module, ABC):
 
     @classmethod
     def around(cls, module: nn.Module) -> Self:
-        """A new module that holds the parts and settings of ``module`` (not copies), and no adapter yet."""
+        """A new module with the parts, settings and hooks of ``module`` (not copies), and no adapter yet."""
         new = cls.__new__(cls)
         nn.Module.__init__(new)
-        new.__dict__.update({key: value for key, value in module.__dict__.items() if key[0] != "_"})
+        vars(new).update({key: value for key, value in vars(module).items() if key[0] != "_"})
         for parts in ("_parameters", "_buffers", "_modules"):
-            new.__dict__[parts].update(module.__dict__[parts])
+            vars(new)[parts].update(vars(module)[parts])
+        keep_hooks(module, new)
         return new
 
     @abstractmethod
@@ -145,6 +153,20 @@ class LoraModule(nn.Module, ABC):
             self.get_parameter(name).copy_(original)
         self._originals = None
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.merged:
+            destination[f"{prefix}lora_merged"] = torch.tensor(True)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.merged or f"{prefix}lora_merged" in state_dict:  # the update would count twice, or be lost
+            raise ValueError(
+                f"{prefix[:-1] or 'The layer'} is merged in "
+                f"{'this model' if self.merged else 'what is loaded'}: its weight holds the update already. "
+                "Call unmerge_lora(model) before state_dict() and before load_state_dict()."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 class LoraLinear(LoraModule, nn.Linear):
     """``nn.Linear`` plus a low-rank path: ``y = x W' + b + scaling * x A' B'`` (LoRA paper, equation 3).
@@ -165,6 +187,8 @@ class LoraLinear(LoraModule, nn.Linear):
     ValueError
         If r is above the smaller of the two sizes.
     """
+
+    packed = False  # whether the weight may hold packed codes
 
     def __init__(
         self,
@@ -188,14 +212,15 @@ class LoraLinear(LoraModule, nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: LoraConfig) -> LoraLinear:
-        """Adapt an existing layer: same weight and bias (not copies), same device, dtype and mode.
+        """Adapt an existing layer: same weight and bias (not copies), same device, dtype, mode and hooks.
 
         A layer with packed weights raises ``TypeError``, unless it comes with a subclass of its own.
         """
-        if cls is LoraLinear and not linear.weight.is_floating_point():
+        if not linear.weight.is_floating_point() and not cls.packed:
             raise TypeError(
-                f"LoraLinear needs a floating-point weight; this {type(linear).__name__} holds "
-                f"{linear.weight.dtype}. For bitsandbytes' 4-bit layers use inject_lora_4bit."
+                f"{cls.__name__} needs a floating-point weight; this {type(linear).__name__} holds "
+                f"{linear.weight.dtype}. On bitsandbytes' 4-bit layers use inject_lora_4bit, or call "
+                "dequantize_linears(model) first."
             )
         layer = cls.around(linear).requires_grad_(False)
         layer._add_lora(config)
@@ -204,6 +229,7 @@ class LoraLinear(LoraModule, nn.Linear):
     def plain(self) -> nn.Linear:
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         linear.weight, linear.bias = self.weight, self.bias
+        keep_hooks(self, linear)
         return linear.train(self.training)
 
     @property

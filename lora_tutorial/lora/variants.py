@@ -25,14 +25,6 @@ class _FromLinear(LoraLinear):
         name = type(self).__name__
         raise TypeError(f"A {name} starts from a pretrained weight: {name}.from_linear(layer, config).")
 
-    def _add_lora(self, config: LoraConfig) -> None:
-        if not self.weight.is_floating_point():
-            raise TypeError(
-                f"{type(self).__name__} needs a floating-point weight; this layer holds {self.weight.dtype}. "
-                "Call dequantize_linears(model) first, or use plain LoRA on it."
-            )
-        super()._add_lora(config)
-
 
 class DoraLinear(_FromLinear):
     """A weight as magnitude times direction; LoRA moves the direction: ``W = m (W0 + s B A) / norm``.
@@ -290,13 +282,7 @@ def inject_variant(model: nn.Module, config: LoraConfig, variant: str = "lora") 
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
     row = VARIANTS[variant]
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        return inject_lora(model, dataclasses.replace(config, **row.settings), make=row.make)
-    except (TypeError, ValueError):  # a layer that is refused comes after others that froze their weights
-        for parameter, trains in trained:
-            parameter.requires_grad_(trains)
-        raise
+    return inject_lora(model, dataclasses.replace(config, **row.settings), make=row.make)
 
 
 def variant_of(model: nn.Module) -> str:

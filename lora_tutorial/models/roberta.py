@@ -17,7 +17,7 @@ from transformers.models.roberta.modeling_roberta import RobertaSelfAttention, e
 
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias
-from lora_tutorial.lora.layers import LoraModule, factors_for
+from lora_tutorial.lora.layers import LoraModule, factors_for, keep_hooks
 from lora_tutorial.models.encoders import Weights, load_encoder
 
 
@@ -74,6 +74,8 @@ class LoraRobertaSelfAttention(LoraModule, RobertaSelfAttention):
         with torch.device("meta"):
             module = RobertaSelfAttention(self.config, self.is_causal, self.layer_idx)
         module.query, module.key, module.value = self.query, self.key, self.value
+        module.dropout = self.dropout
+        keep_hooks(self, module)
         return module.train(self.training)
 
     @property
@@ -268,6 +270,19 @@ class LoraWrapperRoberta(nn.Module):
     def freeze_pooler(self) -> None:
         """Freeze the pooler: the head reads the last hidden state, so its bias never receives a gradient."""
         self.model.pooler.requires_grad_(False)
+
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        """Compute the encoder's activations again in the backward pass instead of keeping them.
+
+        ``settings`` are those of transformers' models; ``Trainer`` calls this for its option of that name.
+        """
+        self.model.activation_checkpointing_enable(**settings)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
+        """`activation_checkpointing_enable` by its older name."""
+        self.model.activation_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
 
     def forward(
         self,
