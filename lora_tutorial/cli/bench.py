@@ -1,4 +1,4 @@
-"""``lora-tutorial bench``: many runs, a record each."""
+"""``lora-tutorial bench``: many runs on equal terms, a record each."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import Annotated
 
 import typer
 
-from lora_tutorial.cli.screen import console
+from lora_tutorial.cli import checks
+from lora_tutorial.cli.screen import say
+from lora_tutorial.experiments.grid import Arm, Grid, Search, parse_list, read_grid
 
 
 def bench(
-    tasks: Annotated[str, typer.Option(help="Names with commas between, such as cola,mrpc,rte.")],
+    grid: Annotated[Path | None, typer.Option(help="A TOML file such as benchmarks/grids/glue.toml.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Without a file: names with commas between, such as cola,mrpc.")
+    ] = None,
     methods: Annotated[
         str, typer.Option(help="Of head, bitfit, lora, lora+bias+norm, full.")
     ] = "head,bitfit,lora,lora+bias+norm,full",
@@ -21,37 +26,43 @@ def bench(
     recipe: Annotated[str, typer.Option(help="quick, tutorial, cpu or paper.")] = "cpu",
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     max_examples: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="For all, instead of the sweeps'.")] = None,
-    start_from: Annotated[
-        str | None, typer.Option(help="Task whose LoRA adapter runs begin with, or none.")
-    ] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Try learning rates on training rows.")] = False,
-    rates: Annotated[str | None, typer.Option(help="For --sweep, instead of each method's own.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("benchmarks/results"),
-    work: Annotated[Path, typer.Option(help="For checkpoints and adapters.")] = Path("runs/bench"),
+    learning_rate: Annotated[float | None, typer.Option(help="For all, instead of the recipe's.")] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Choose each method's rate on held-out training rows.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
+    work: Annotated[Path | None, typer.Option(help="For checkpoints and trained weights.")] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
     log_with: Annotated[list[str] | None, typer.Option(help="A tracker of accelerate.")] = None,
 ) -> None:
-    """Run tasks x methods x seeds, one record each; the same command goes on where it was stopped."""
+    """Run every arm on every task, one record a run; the same command goes on where it was stopped.
+
+    Several processes may run one grid together.
+    """
+    if (grid is None) == (tasks is None):
+        raise ValueError("Give a grid file (--grid FILE.toml) or tasks (--tasks cola,mrpc), one of the two.")
+    if grid is not None:
+        chosen, name = read_grid(grid), grid.stem
+    else:
+        given = {"epochs": epochs, "max_examples": max_examples, "learning_rate": learning_rate}
+        changes = {key: value for key, value in given.items() if value is not None}
+        arms = tuple(Arm(method, method) for method in parse_list("methods", methods, str))
+        names, numbers = parse_list("tasks", tasks or "", str), parse_list("seeds", seeds, int)
+        search = Search() if sweep else None
+        chosen, name = Grid(names, arms, numbers, encoder, source, recipe, changes, search), "bench"
+    checks.check_trackers(log_with or ())
+    checks.check_encoder(chosen.encoder)
+    for task in chosen.tasks:
+        checks.check_task(task, chosen.source)
+
     from lora_tutorial.experiments.bench import run_grid
-    from lora_tutorial.experiments.grid import Grid, parse_list
     from lora_tutorial.models.encoders import quiet
 
-    given = {"epochs": epochs, "max_examples": max_examples, "learning_rate": learning_rate}
-    changes = {key: value for key, value in given.items() if value is not None}
-    if start_from is not None:
-        changes["start_from"] = None if start_from == "none" else start_from
-    names = parse_list("tasks", tasks, str), parse_list("methods", methods, str)
-    grid = Grid(*names, parse_list("seeds", seeds, int), encoder, source, recipe, changes)
+    records = out or Path("benchmarks/results") / name
     options = {"checkpoint_every": checkpoint_every, "log_with": log_with or ()}
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
     with quiet():
-        tried = parse_list("rates", rates, float) if rates else None
-        records = run_grid(grid, out, work, sweep, tried, say, **options)
-    failed = sum(record.status == "failed" for record in records)
-    say(f"{len(records) - failed} finished, {failed} failed. Records: {out / 'sweeps' if sweep else out}")
+        done = run_grid(chosen, records, work or Path("runs") / name, say, **options)
+    failed = sum(record.status == "failed" for record in done)
+    say(f"{len(done) - failed} finished, {failed} failed. Records: {records}")
     if failed:
         raise typer.Exit(1)

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lora_tutorial.data.own_file import is_text_file, task_from_file
 from lora_tutorial.data.tasks import Task, find_source, get_task
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.storage.files import bundled_folder, folder_lock, lock_file
@@ -27,21 +28,15 @@ TRACKERS = (
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb",
 )
 # fmt: on
-SETTINGS, TENSORS, FORMAT = "adapter.json", "adapter.safetensors", 1
+SETTINGS, TENSORS, FORMATS = "adapter.json", "adapter.safetensors", (1, 2)
 PEFT_SETTINGS, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+ADVICE = "Copy the adapter again, or train it again."
 FEWEST = 10  # training rows of each class, without which the baselines cannot be fitted
-
-
-def is_file_name(task: str) -> bool:
-    """Whether a task is meant as a file: it has an ending or a folder, or is there."""
-    return bool(Path(task).suffix) or os.sep in task or Path(task).is_file()
 
 
 def check_task(name: str, source: str) -> Task:
     """The task, of the table or of a file, if its data can be found."""
-    if is_file_name(name):
-        from lora_tutorial.data.own_file import task_from_file
-
+    if is_text_file(name):
         return task_from_file(name).task
     task = get_task(name)
     find_source(name, source)
@@ -94,6 +89,12 @@ def check_rank(rank: int, lora_alpha: float | None, encoder: str) -> LoraConfig:
             f"theirs has a higher rank; give one from 1 to {width}, such as 8."
         )
     return lora
+
+
+def check_base(settings: dict[str, Any]) -> None:
+    """Whether an adapter's encoder can be had; one beside the adapter is looked for when it is loaded."""
+    if "folder" not in settings["base"]:
+        check_encoder(settings["base"]["name"])
 
 
 def check_encoder(name: str, weights: bool = True) -> None:
@@ -217,19 +218,18 @@ def find_adapter(name: Path) -> Path:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """An adapter's settings without its tensors: format, base and metadata are there and of their kinds."""
-    advice = "Copy the adapter again, or train it anew."
     for file in (SETTINGS, TENSORS):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} is no adapter folder: {file} is missing.")
-    settings = read_json(folder / SETTINGS, advice)
-    if settings.get("format") != FORMAT:
-        found = settings.get("format")
-        raise ValueError(f"{folder} has adapter format {found!r}; this version reads {FORMAT}.")
+    settings = read_json(folder / SETTINGS, ADVICE)
+    if settings.get("format") not in FORMATS:
+        found, known = settings.get("format"), " and ".join(map(str, FORMATS))
+        raise ValueError(f"{folder} has adapter format {found!r}; this version reads {known}.")
     for key in ("base", "metadata"):
         if not isinstance(settings.get(key), dict):
-            raise ValueError(f"{folder / SETTINGS} is damaged: it has no {key}. {advice}")
+            raise ValueError(f"{folder / SETTINGS} is damaged: it has no {key}. {ADVICE}")
     if not isinstance(settings["base"].get("name"), str):
-        raise ValueError(f"{folder / SETTINGS} is damaged: its base has no name. {advice}")
+        raise ValueError(f"{folder / SETTINGS} is damaged: its base has no name. {ADVICE}")
     return settings
 
 
@@ -244,12 +244,12 @@ def read_trained_settings(folder: Path) -> dict[str, Any]:
         )
     for key, kind in wanted.items():
         if not isinstance(about[key], kind) or about[key] in (0, ""):
-            raise ValueError(f"{folder / SETTINGS} is damaged: its {key} is {about[key]!r}. Train it anew.")
+            raise ValueError(f"{folder / SETTINGS} is damaged: its {key} is {about[key]!r}. {ADVICE}")
     outputs = settings["base"].get("wrapper", {}).get("num_classes")
     if about["labels"] and outputs not in (None, len(about["labels"])):
         raise ValueError(
             f"{folder / SETTINGS} is damaged: it names {len(about['labels'])} labels, and the head has "
-            f"{outputs} outputs. Train it anew."
+            f"{outputs} outputs. {ADVICE}"
         )
     return settings
 

@@ -21,14 +21,14 @@ def export_peft(
 ) -> None:
     """Write an adapter as PEFT writes it: same logits, bit for bit."""
     folder = checks.find_adapter(adapter)
-    base = checks.read_settings(folder)["base"]
-    if base.get("wrapper", {}).get("head") == "tutorial":
+    settings = checks.read_settings(folder)
+    if settings["base"].get("wrapper", {}).get("head") == "tutorial":
         raise ValueError(
             f"{adapter} has the tutorial's head (LayerNorm, dropout, linear), for which PEFT has no place; "
             "train it with --head roberta."
         )
     checks.check_writable(out)
-    checks.check_encoder(base["name"])
+    checks.check_base(settings)
 
     from lora_tutorial.adapters.files import load_adapter
     from lora_tutorial.adapters.peft import export_peft as export

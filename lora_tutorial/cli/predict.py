@@ -24,7 +24,7 @@ def predict(
     """Load an adapter and label texts with it, or answer questions about them."""
     folder = checks.find_adapter(adapter)
     settings = checks.read_trained_settings(folder)
-    about, base = settings["metadata"], settings["base"]["name"]
+    about = settings["metadata"]
     spans, width = "context" in about["columns"], len(about["columns"])
     if len(texts) % width:
         kind = "a text and a question about it" if spans else " and ".join(about["columns"])
@@ -32,19 +32,13 @@ def predict(
     for place, text in enumerate(texts, start=1):
         if not text.strip():
             raise ValueError(f"Text {place} is empty; write one, or leave it out.")
-    checks.check_encoder(base)
+    checks.check_base(settings)
 
-    from lora_tutorial.adapters.files import load_adapter
+    from lora_tutorial.adapters.files import base_of, load_adapter
     from lora_tutorial.models.encoders import load_tokenizer, quiet
 
     with quiet():
-        model, tokenizer = load_adapter(folder), load_tokenizer(base)
-        longest = int(tokenizer.model_max_length)
-        if about["max_length"] > longest:
-            raise ValueError(
-                f"{folder / checks.SETTINGS} is damaged: its max_length is {about['max_length']}, and {base} "
-                f"takes {longest} tokens. Train it anew."
-            )
+        model, tokenizer = load_adapter(folder), load_tokenizer(base_of(folder, settings))
         answer = _answer_questions if spans else _label
         lines = answer(model, tokenizer, about, [texts[place::width] for place in range(width)])
     for line in lines:

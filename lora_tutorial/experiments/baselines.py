@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from lora_tutorial.data.metrics import TaskMetric
 from lora_tutorial.data.tasks import LoadedTask
@@ -119,7 +120,7 @@ def pooled_vectors(encoder: nn.Module, loader: DataLoader, pooling: str = "mean"
         raise ValueError(f"pooling must be mean or first; got {pooling!r}.")
     encoder.eval()
     states, labels = [], []
-    for batch in loader:
+    for batch in tqdm(loader, desc="encoding", leave=False, disable=None):  # hidden off a terminal
         labels.append(batch.pop("labels"))
         batch = {key: value.to(encoder.device) for key, value in batch.items()}
         hidden = encoder(**batch).last_hidden_state.float()

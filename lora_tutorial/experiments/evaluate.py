@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from torch import nn
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lora_tutorial.data.batches import make_loader
@@ -105,7 +106,7 @@ class RowEvaluator:
         model.eval()
         device = next(model.parameters()).device
         guessed, gold = [], []
-        for batch in loader:
+        for batch in tqdm(loader, desc="scoring", leave=False, disable=None):  # hidden off a terminal
             batch = {name: value.to(device) for name, value in batch.items()}
             pair = predictions_and_references(model(**batch), batch)
             given, wanted = pair if accelerator is None else accelerator.gather_for_metrics(pair)

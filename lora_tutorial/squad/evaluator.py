@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lora_tutorial.data.batches import make_loader
@@ -71,7 +72,7 @@ class Reader:
         end: list[Any] = [None] * len(self.windows.rows)
         model.eval()
         with torch.no_grad():
-            for batch in loader:
+            for batch in tqdm(loader, desc="reading", leave=False, disable=None):  # hidden off a terminal
                 inputs = {name: value.to(device) for name, value in batch.items() if name != "window"}
                 outputs = model(**inputs)
                 logits = outputs.start_logits.float(), outputs.end_logits.float(), batch["window"]

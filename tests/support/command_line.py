@@ -1,4 +1,10 @@
-"""Run the command in this process, well or badly."""
+"""Run the command in this process, well or badly, and the installed script in one of its own."""
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -13,10 +19,41 @@ def run(*arguments):
 
 
 def fails(monkeypatch, capsys, *arguments):
+    monkeypatch.setenv("COLUMNS", "2000")  # the box breaks no path
     monkeypatch.setattr("sys.argv", ["lora-tutorial", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         main()
-    assert stopped.value.code == 2
     captured = capsys.readouterr()
+    assert stopped.value.code == 2, captured.err
     assert "Traceback" not in captured.err + captured.out
-    return " ".join(captured.err.split())
+    return unboxed(captured.err)
+
+
+def unboxed(text):
+    """What stands in a box, without the box."""
+    return " ".join(text.translate(dict.fromkeys(map(ord, "╭─╮│╰╯"), " ")).split())
+
+
+def installed_script():
+    """The script that pip made, beside this Python."""
+    found = shutil.which("lora-tutorial", path=sysconfig.get_path("scripts"))
+    assert found, "the package is not installed here"
+    return found
+
+
+def environment(**more):
+    """No hub, no folder of data, and boxes that break no path."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("LORA_TUTORIAL_DATA", "LORA_TUTORIAL_DEBUG")}
+    return kept | {"HF_HUB_OFFLINE": "1", "COLUMNS": "2000"} | more
+
+
+def call(*arguments, cwd=None, **more):
+    """The installed script, to its end."""
+    command = [installed_script(), *(a if isinstance(a, bytes) else str(a) for a in arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment(**more), capture_output=True, timeout=300)
+
+
+def contents(folder):
+    """Every file and folder below, with what would change if it were written to."""
+    entries = sorted(Path(folder).rglob("*"))
+    return [(p, p.lstat().st_size, p.lstat().st_mtime_ns) for p in entries]
