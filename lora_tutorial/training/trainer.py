@@ -62,17 +62,25 @@ def evaluate_model(
     dict
         The metric's scores. Examples that only even out the processes' shares are not counted.
     """
+    for predicted, gold in predict(model, loader, accelerator):
+        metric.add_batch(predictions=predicted.numpy(), references=gold.numpy())
+    return metric.compute()
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, loader: DataLoader, accelerator: Accelerator | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each batch's predictions and labels, (batch,) on the CPU; parameters as for `evaluate_model`."""
     if accelerator is None:
         accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
         model, loader = model.to(accelerator.device), accelerator.prepare(loader)
     model.eval()
-    with torch.no_grad():
-        for batch in loader:
-            logits = model(**batch).logits
-            predicted = logits.squeeze(-1).float() if logits.shape[-1] == 1 else logits.argmax(-1)
-            predicted, gold = accelerator.gather_for_metrics((predicted, batch["labels"]))
-            metric.add_batch(predictions=predicted.cpu().numpy(), references=gold.cpu().numpy())
-    return metric.compute()
+    for batch in loader:
+        logits = model(**batch).logits
+        predicted = logits.squeeze(-1).float() if logits.shape[-1] == 1 else logits.argmax(-1)
+        predicted, gold = accelerator.gather_for_metrics((predicted, batch["labels"]))
+        yield predicted.cpu(), gold.cpu()
 
 
 def train(
@@ -426,6 +434,7 @@ class Trainer:
             with checkpoints.explained(f"Step {self.step}", self.folder, self.last_checkpoint):
                 parent = self.folder / "checkpoints"
                 self.last_checkpoint = checkpoints.save_checkpoint(parent, self.step, tensors, values)
+            with checkpoints.explained("The record", self.folder, self.last_checkpoint):
                 self.record.save(self.folder / "record.json")
         self.accelerator.wait_for_everyone()
 

@@ -1,62 +1,14 @@
 """A run that stopped goes on from its last whole checkpoint and ends the same, or is refused."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from interrupted_runs import assert_same_end, files_of, go, truncate
 
-from lora_tutorial.data.metrics import load_metric
 from lora_tutorial.training import checkpoints
 from lora_tutorial.training.records import load_record
-from lora_tutorial.training.trainer import train
-
-
-def go(folder, model=None, **changes):
-    """Train in ``folder``; returns the record and everything the last checkpoint holds."""
-    model = model if model is not None else tiny.model()
-    arguments = {"resume": True, "checkpoint_every": 3, "recipe": tiny.recipe(), **changes}
-    recipe, loaders = arguments.pop("recipe"), arguments.pop("loaders", None) or tiny.loaders()
-    record = train(model, *loaders, load_metric("accuracy"), recipe, folder, **arguments)
-    return record, checkpoints.latest_checkpoint(folder / "checkpoints").tensors, model
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return go(tmp_path_factory.mktemp("whole") / "run")
-
-
-@pytest.fixture(scope="module")
-def interrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("part") / "run"
-    torch.manual_seed(0)
-    with pytest.raises(KeyboardInterrupt):
-        go(folder, tiny.Interrupted())
-    assert load_record(folder / "record.json").status == "running"
-    assert [path.name for path in checkpoints._folders(folder / "checkpoints")] == [
-        "step-00000009",
-        "step-00000012",
-    ]
-    return folder
-
-
-@pytest.fixture
-def part(interrupted, tmp_path):
-    """A copy of a run that was interrupted in its second epoch, with checkpoints of steps 9 and 12."""
-    return Path(shutil.copytree(interrupted, tmp_path / "run"))
-
-
-def assert_same_end(found, whole):
-    record, tensors, model = found
-    expected_record, expected, expected_model = whole
-    assert tensors.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(tensors[name], value), name
-    for name, value in expected_model.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
-    assert record.steps == expected_record.steps and record.last == expected_record.last
-    assert record.status == "finished" and len(record.epochs) == 3
 
 
 def test_an_interrupted_run_goes_on_from_its_last_checkpoint(part, whole):
@@ -85,11 +37,6 @@ def test_a_batch_sampler_of_the_callers_is_taken_up_where_it_was(tmp_path):
     assert_same_end(go(tmp_path / "run", loaders=tiny.own_loaders()), whole)
 
 
-def truncate(folder):
-    path = folder / "tensors.safetensors"
-    path.write_bytes(path.read_bytes()[:-7])
-
-
 def flip(folder):
     text = bytearray((folder / "state.json").read_bytes())
     text[len(text) // 2] ^= 1
@@ -116,7 +63,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_a_warning(part, 
 def test_with_every_checkpoint_damaged_it_starts_again(part, whole):
     for folder in (part / "checkpoints").iterdir():
         truncate(folder)
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="is damaged") as warned:
         found = go(part)
     assert [str(w.message).split(" is damaged")[0][-8:] for w in warned] == ["00000012", "00000009"]
     assert_same_end(found, whole)
@@ -141,7 +88,7 @@ def test_resuming_where_nothing_is_starts_from_the_beginning(tmp_path, whole):
 
 
 def test_a_folder_with_a_run_is_not_overwritten(part):
-    before = {file: file.read_bytes() for file in part.rglob("*") if file.is_file()}
+    before = files_of(part)
     with pytest.raises(FileExistsError, match="holds a run: resume it, or choose another folder"):
         go(part, resume=False)
     (part / "record.json").unlink()
@@ -178,11 +125,11 @@ def other_freeze():
 def test_a_run_of_another_configuration_is_refused_and_left_alone(part, changes, said, with_checkpoints):
     if not with_checkpoints:
         shutil.rmtree(part / "checkpoints")
-    before = {file: file.read_bytes() for file in part.rglob("*") if file.is_file()}
+    before = files_of(part)
     with pytest.raises(ValueError, match="is of another configuration") as refused:
         go(part, **changes)
     assert said in str(refused.value) and "choose another folder" in str(refused.value)
-    assert {file: file.read_bytes() for file in part.rglob("*") if file.is_file()} == before
+    assert files_of(part) == before
 
 
 def test_other_weights_in_a_checkpoint_are_refused():

@@ -2,7 +2,7 @@
 
 Usage: killed_runs.py FOLDER KILLS SEED
 
-The imports cost seconds and a run milliseconds, so they are done once and each sitting is a fork. A sitting
+The imports cost seconds and a run milliseconds, so they are done once and each attempt is a fork. An attempt
 kills itself either at the k-th call of a function that a checkpoint is written with, or at the k-th call of
 any function at all; both are counted in the uninterrupted run first.
 """
@@ -67,7 +67,7 @@ class Killer:
         return wrapped
 
 
-def sitting(folder: Path, plan: tuple[str, int] | None) -> int:
+def attempt(folder: Path, plan: tuple[str, int] | None) -> int:
     """One fork that trains in ``folder``, resuming; returns the signal that ended it, or 0."""
     child = os.fork()
     if child == 0:
@@ -76,9 +76,11 @@ def sitting(folder: Path, plan: tuple[str, int] | None) -> int:
             model, loaders, metric = tiny.model(), tiny.loaders(), load_metric("accuracy")
             killer = Killer(plan)
             killer.arm()
-            train(
-                model, *loaders, metric, tiny.recipe(), folder, resume=True, checkpoint_every=EVERY, cpu=True
+            recipe, options = (
+                tiny.recipe(patience=2, keep_best=True),
+                {"checkpoint_every": EVERY, "cpu": True},
             )
+            train(model, *loaders, metric, recipe, folder, resume=True, **options)
             sys.setprofile(None)
             folder.with_suffix(".counts").write_text(json.dumps(killer.counts))
         except BaseException:
@@ -87,7 +89,7 @@ def sitting(folder: Path, plan: tuple[str, int] | None) -> int:
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        sys.exit(f"a sitting failed in {folder}")
+        sys.exit(f"an attempt failed in {folder}")
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
@@ -118,7 +120,7 @@ def outcome(folder: Path) -> dict:
 
 def main() -> None:
     base, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    sitting(base / "whole", None)
+    attempt(base / "whole", None)
     counts = json.loads((base / "whole.counts").read_text())
     draw, runs = random.Random(seed), []
     for number in range(kills):
@@ -129,10 +131,10 @@ def main() -> None:
             draw.randint(1, counts[kind]) if kind != "any" else draw.randint(1, counts[kind] * 9 // 10),
         )
         folder = base / f"killed-{number}"
-        ended = sitting(folder, plan)
+        ended = attempt(folder, plan)
         done = folder.with_suffix(".steps").stat().st_size
         left = [path.name for path in folder.rglob(".*")] if folder.exists() else []
-        again = sitting(folder, ("none", 0))
+        again = attempt(folder, ("none", 0))
         runs.append(
             {
                 "plan": plan,

@@ -52,7 +52,7 @@ def test_steps_keep_single_precision_and_a_skipped_step_has_no_norm():
 def test_nan_is_never_written(tmp_path):
     made = record()
     made.steps["loss"][0] = math.nan
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="JSON"):
         made.save(tmp_path / "run.json")
     assert not list(tmp_path.iterdir())
 
