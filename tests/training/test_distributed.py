@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from lora_tutorial.data.metrics import load_metric
-from lora_tutorial.training import checks
 from lora_tutorial.training.records import RunRecord
 from lora_tutorial.training.trainer import train
 
@@ -77,11 +76,3 @@ def test_a_run_on_two_processes_resumes_to_the_same_bits(two):
 @pytest.mark.slow
 def test_a_batch_that_does_not_split_is_refused(two):
     assert "A batch of 9 cannot be split over 2 processes" in two[1]["refusal"]
-
-
-def test_a_batch_is_shared_out_equally_or_not_at_all():
-    checks.check_split(4, *tiny.loaders())
-    with pytest.raises(
-        ValueError, match=r"A batch of 8 cannot be split over 3 processes.*choose one that 3 divides"
-    ):
-        checks.check_split(3, *tiny.loaders())

@@ -1,5 +1,8 @@
 """The loop: what it trains, in which order, at which rate, and how it is scored."""
 
+import random
+
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -36,7 +39,12 @@ def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before():
 def test_scoring_does_not_change_training():
     scored, _ = run()
     unscored, _ = run(loaders=(tiny.loaders()[0], None))
-    assert unscored.steps == scored.steps
+
+    def draws(*_):
+        return {"score": random.random() + np.random.rand() + torch.rand(1).item()}
+
+    drawn, _ = run(loaders=(tiny.loaders()[0], None), scorer=draws)
+    assert unscored.steps == scored.steps == drawn.steps
     assert [epoch["scores"] for epoch in unscored.epochs] == [{}, {}, {}]
     assert unscored.last is unscored.best is None
 
@@ -140,10 +148,6 @@ def test_lora_trains_through_the_same_loop():
 
 
 def test_seeding_everything_repeats_every_generator():
-    import random
-
-    import numpy as np
-
     def draw():
         return random.random(), np.random.rand(), torch.rand(1).item()
 

@@ -1,15 +1,17 @@
-"""What the loop records and shows, where it stops, and what it refuses."""
+"""What the loop records and shows, and where it stops."""
 
-import json
 import math
 import sys
 
 import pytest
 import tiny
 import torch
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from accelerate import Accelerator, DataLoaderConfiguration
+from interrupted_runs import assert_same_end
 from training_runs import run
 
+from lora_tutorial.training import checks
+from lora_tutorial.training.checkpoints import latest_checkpoint
 from lora_tutorial.training.records import load_record
 from lora_tutorial.training.trainer import NonFiniteLossError
 
@@ -89,39 +91,71 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weigh
     assert torch.isfinite(model.head.weight).all()
 
 
-# ---- what is refused ----
+def test_at_the_first_step_no_learning_rate_is_blamed():
+    with pytest.raises(NonFiniteLossError, match=r"step 1 of 24.*No update was made yet") as stop:
+        run(Diverging(0))
+    assert "Lower" not in str(stop.value)
 
 
-def refused(said, error=ValueError, **arguments):
-    with pytest.raises(error, match=said):
-        run(**arguments)
+@pytest.fixture
+def in_fp16(monkeypatch):
+    """Let the loop run in fp16 on the CPU, whose scaler works as a GPU's does."""
+
+    def make(recipe, seed, folder, options):
+        accelerator = Accelerator(
+            cpu=True,
+            mixed_precision="fp16",
+            dataloader_config=DataLoaderConfiguration(
+                split_batches=True, use_seedable_sampler=True, data_seed=checks.stream_seed(seed, "order")
+            ),
+        )
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        return accelerator
+
+    checks.AcceleratorState._reset_state()
+    monkeypatch.setattr(checks, "make_accelerator", make)
+    yield
+    checks.AcceleratorState._reset_state()
 
 
-def test_what_cannot_work_is_refused_before_any_work(tmp_path):
-    train_loader, held_out = tiny.loaders()
-    frozen = tiny.model().requires_grad_(False)
-    refused("no trainable parameter", model=frozen)
-    refused("meta", model=tiny.model().to("meta"))
-    refused("batches of 4, recipe 'test' of 8", loaders=(DataLoader(tiny.Points(9), 4), None))
-    refused("yields no batch from 3", loaders=(DataLoader(tiny.Points(3), 8, drop_last=True), None))
-    refused("at most 10 examples, given 64", recipe=tiny.recipe(max_examples=10))
-    refused("checkpoint_every=0", checkpoint_every=0, output_dir=tmp_path)
-    refused("needs an output_dir", checkpoint_every=2)
-    refused("Tracker 'diary' is unknown or not installed", log_with=["diary"], output_dir=tmp_path)
-    refused("need an output_dir", log_with=["tensorboard"])
-    sampler = WeightedRandomSampler([1.0] * 64, 64)
-    refused(
-        "set_epoch",
-        loaders=(DataLoader(train_loader.dataset, 8, sampler=sampler), held_out),
-        output_dir=tmp_path,
-    )
-    assert not list(tmp_path.iterdir())
+class Overflowing(tiny.Interrupted):
+    """Its gradient overflows at one training batch, as fp16's do when the scale is too high."""
+
+    left = 99
+
+    def __init__(self, at):
+        super().__init__()
+        self.calls, self.kept = at, None
+        self.head.weight.register_hook(lambda gradient: gradient * math.inf if self.calls == 0 else gradient)
+
+    def forward(self, points, labels=None):
+        if self.training:
+            self.calls -= 1
+            if self.calls == 0:
+                self.kept = self.head.weight.detach().clone()
+            elif self.calls == -1:
+                assert torch.equal(self.head.weight, self.kept), "a step that overflowed is skipped"
+        return super().forward(points, labels)
 
 
-def test_a_model_without_a_loss_is_told_what_the_batches_lack(tmp_path):
-    def unlabelled(rows):
-        return {"points": torch.stack([row["points"] for row in rows])}
+def test_an_overflow_in_fp16_is_skipped_recorded_and_survives_an_interruption(tmp_path, in_fp16):
+    def go(name, model, resume=False):
+        recipe = tiny.recipe(mixed_precision="fp16")
+        record, _ = run(
+            model, None, recipe=recipe, output_dir=tmp_path / name, resume=resume, checkpoint_every=3
+        )
+        return record, latest_checkpoint(tmp_path / name / "checkpoints"), model
 
-    loader = DataLoader(tiny.Points(64), 8, collate_fn=unlabelled)
-    refused("no loss: the batches need labels", loaders=(loader, None), output_dir=tmp_path)
-    assert json.loads((tmp_path / "record.json").read_text())["status"] == "failed"
+    torch.manual_seed(0)
+    record, saved, model = go("whole", Overflowing(5))
+    assert [step for step, norm in enumerate(record.steps["grad_norm"], 1) if norm is None] == [5]
+    assert saved.values["scaler"]["scale"] == 2.0**9 and record.status == "finished"
+    torch.manual_seed(0)
+    broken = Overflowing(5)
+    broken.left = 14
+    with pytest.raises(KeyboardInterrupt):
+        go("part", broken)
+    torch.manual_seed(0)
+    again, resumed, other = go("part", Overflowing(99), resume=True)
+    assert resumed.values["scaler"] == saved.values["scaler"]
+    assert_same_end((again, resumed.tensors, other), (record, saved.tensors, model))
