@@ -55,6 +55,7 @@ from .experiments.baselines import majority_baseline as majority_baseline
 from .experiments.bench import run_grid as run_grid
 from .experiments.evaluate import make_evaluators as make_evaluators
 from .experiments.evaluate import predictions_hash as predictions_hash
+from .experiments.experiment import Experiment as Experiment
 from .experiments.grid import Arm as Arm
 from .experiments.grid import Grid as Grid
 from .experiments.grid import Search as Search
@@ -62,7 +63,6 @@ from .experiments.grid import read_grid as read_grid
 from .experiments.inputs import hold_out as hold_out
 from .experiments.inputs import make_loaders as make_loaders
 from .experiments.inputs import tokenize_rows as tokenize_rows
-from .experiments.run import Experiment as Experiment
 from .experiments.run import Result as Result
 from .experiments.run import build_model as build_model
 from .experiments.run import prepare_rows as prepare_rows

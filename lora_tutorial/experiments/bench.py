@@ -36,6 +36,7 @@ from lora_tutorial.experiments.run import (
     save_run_adapter,
     trained_file,
 )
+from lora_tutorial.lora.variants import VARIANTS
 from lora_tutorial.models.encoders import Encoder, load_encoder
 from lora_tutorial.storage.files import FolderInUseError, atomic_write_bytes, folder_lock, sha256_of
 from lora_tutorial.training.checks import check_identity, check_trackers
@@ -52,6 +53,10 @@ class Bench:
     def __init__(self, grid: Grid, folder: Path, work: Path, options: Mapping[str, Any]) -> None:
         self.grid, self.folder, self.work, self.options = grid, folder, work, dict(options)
         self.keep_steps = bool(self.options.pop("keep_steps", False))
+        for arm in grid.arms:
+            if arm.variant not in VARIANTS:
+                known = ", ".join(VARIANTS)
+                raise ValueError(f"Arm {arm.name!r}: variant must be one of {known}; got {arm.variant!r}.")
         self.encoder: Encoder = load_encoder(grid.encoder)
         self.base = encoder_hash(self.encoder.model)
         self._data: dict[str, Prepared] = {}

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from torch import nn
@@ -22,7 +21,7 @@ from lora_tutorial.data.tasks import Task
 from lora_tutorial.experiments.inputs import EVALUATION_BATCH, OVERLAP
 from lora_tutorial.squad.evaluator import SquadScorer
 from lora_tutorial.training.recipes import Recipe
-from lora_tutorial.training.trainer import predictions_and_references
+from lora_tutorial.training.trainer import predict
 
 
 class Evaluation(NamedTuple):
@@ -95,7 +94,6 @@ class RowEvaluator:
         """The scores, as ``train`` asks for them after each epoch."""
         return self.evaluate(model, accelerator).scores
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module, accelerator: Accelerator | None = None) -> Evaluation:
         """Predict every row, without gradients and in eval mode, in which the model is left."""
         loader = self._loader
@@ -103,15 +101,11 @@ class RowEvaluator:
             if self._prepared is None or self._prepared[0] is not accelerator:
                 self._prepared = accelerator, accelerator.prepare(self._loader)
             loader = self._prepared[1]
-        model.eval()
-        device = next(model.parameters()).device
         guessed, gold = [], []
-        for batch in tqdm(loader, desc="scoring", leave=False, disable=None):  # hidden off a terminal
-            batch = {name: value.to(device) for name, value in batch.items()}
-            pair = predictions_and_references(model(**batch), batch)
-            given, wanted = pair if accelerator is None else accelerator.gather_for_metrics(pair)
-            guessed += given.cpu().tolist()
-            gold += wanted.cpu().tolist()
+        batches = predict(model, loader, accelerator)
+        for predicted, labels in tqdm(batches, "scoring", len(loader), leave=False, disable=None):
+            guessed += predicted.tolist()
+            gold += labels.tolist()
         scores = self.metric.compute(predictions=guessed, references=gold)
         in_order = np.empty(len(guessed))
         in_order[self._order] = guessed

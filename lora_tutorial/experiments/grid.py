@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_tutorial.data.tasks import get_task
-from lora_tutorial.experiments.run import TUTORIAL_LORA, Experiment
+from lora_tutorial.experiments.experiment import TUTORIAL_LORA, Experiment
 from lora_tutorial.lora.config import LoraConfig
-from lora_tutorial.lora.variants import VARIANTS
 from lora_tutorial.training.recipes import METHODS, Recipe, load_recipe
 from lora_tutorial.training.records import RunRecord
 
@@ -58,9 +57,6 @@ class Arm:
         if self.method not in (*METHODS, PROBE):
             known = ", ".join((*METHODS, PROBE))
             raise ValueError(f"Arm {self.name!r}: method must be one of {known}; got {self.method!r}.")
-        if self.variant not in VARIANTS:
-            known = ", ".join(VARIANTS)
-            raise ValueError(f"Arm {self.name!r}: variant must be one of {known}; got {self.variant!r}.")
         if not self.rates and self.method != PROBE:
             object.__setattr__(self, "rates", RATES[self.method])
         if len(set(self.rates)) < len(self.rates) or any(not rate > 0 for rate in self.rates):
@@ -142,7 +138,7 @@ class Grid:
                 if first is not None and first not in self.tasks[: self.tasks.index(task)]:
                     raise ValueError(
                         f"{task} starts from {first}, which is not before it in tasks: put it there, or set "
-                        "start_from = none."
+                        "start_from to none."
                     )
 
     @property
@@ -171,6 +167,7 @@ class Job(NamedTuple):
 
     @property
     def rate(self) -> float:
+        """The learning rate."""
         return self.experiment.recipe.learning_rate
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +12,19 @@ from safetensors import safe_open
 from torch import nn
 from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
 
-from lora_tutorial.adapters.files import adapter_tensors, save_adapter, start_from_adapter
+from lora_tutorial.adapters.files import (
+    adapter_tensors,
+    inject_into_base,
+    save_adapter,
+    start_from_adapter,
+)
 from lora_tutorial.data.metrics import load_metric
 from lora_tutorial.data.own_file import is_text_file, task_from_file
 from lora_tutorial.data.sources import load_task
 from lora_tutorial.data.tasks import LoadedTask, Task
 from lora_tutorial.experiments.baselines import frozen_encoder_baseline, majority_baseline
 from lora_tutorial.experiments.evaluate import Evaluator, make_evaluators
+from lora_tutorial.experiments.experiment import TUTORIAL_LORA, Experiment
 from lora_tutorial.experiments.inputs import (
     HELD_OUT,
     Prepared,
@@ -34,77 +39,15 @@ from lora_tutorial.lora.fast import use_fast_layers
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias
 from lora_tutorial.lora.merge import factor_names
 from lora_tutorial.lora.parameters import parameters_hash
-from lora_tutorial.lora.variants import inject_variant
 from lora_tutorial.models.encoders import load_tokenizer
 from lora_tutorial.models.fast_roberta import use_fast_attention
 from lora_tutorial.models.roberta import LoraWrapperRoberta
-from lora_tutorial.quant.linear4bit import inject_lora_4bit, keep_codes, quantize_linears
 from lora_tutorial.training.recipes import METHODS, Recipe
 from lora_tutorial.training.records import RunRecord
 from lora_tutorial.training.trainer import seed_everything, train
 
-#: The tutorial's own choice: rank 8, scale 1, on query and value.
-TUTORIAL_LORA = LoraConfig(r=8, lora_alpha=8)
 TRAINED = "trained.safetensors"  # what a run leaves for another to begin with
 _HEAD = "finetune_head_"
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What one run is made of; everything that a record needs to be repeated.
-
-    Parameters
-    ----------
-    recipe
-        The numbers of the training loop.
-    task
-        A key of ``TASKS``, or the path of a reader's file (see `task_from_file`).
-    encoder, source
-        As for ``load_encoder`` and ``load_task``.
-    method
-        What trains, see `build_model`.
-    seed
-        Decides adapters, head, order and dropout.
-    lora
-        Rank, scale and place of the adapters; read for the LoRA methods only.
-    variant
-        A row of ``VARIANTS``.
-    bits
-        ``4`` for a base in bitsandbytes' NF4 (QLoRA), ``None`` for full precision.
-    pooling, head
-        What the head reads and what it is, as for `LoraWrapperRoberta`.
-    start
-        Folder of an earlier run, whose trained weights (its head aside) this one begins with; the recipe's
-        ``start_from`` names its task.
-    held_out
-        Share of the training rows to keep apart, see `hold_out`; 0 for none.
-    arm
-        What a grid calls this way to train; part of the record.
-    """
-
-    recipe: Recipe
-    task: str = "reviews"
-    encoder: str = "minilm"
-    method: str = "lora+bias+norm"
-    source: str = "auto"
-    seed: int = 0
-    lora: LoraConfig = TUTORIAL_LORA
-    variant: str = "lora"
-    bits: int | None = None
-    pooling: str = "first"
-    head: str = "tutorial"
-    start: str | os.PathLike[str] | None = None
-    held_out: float = 0.0
-    arm: str = ""
-
-    def __post_init__(self) -> None:
-        if self.bits not in (None, 4):
-            raise ValueError(f"bits must be 4 or left out; got {self.bits!r}.")
-        if (self.recipe.start_from is None) != (self.start is None):
-            raise ValueError(
-                f"The recipe starts from {self.recipe.start_from!r} and start={self.start!r}: a run needs "
-                "the task's name and the folder of its run, or neither (start_from=None)."
-            )
 
 
 class Result(NamedTuple):
@@ -160,6 +103,8 @@ def build_model(
     kind = {"squad": "squad_v1", "squad_v2": "squad_v2"}.get(task.metric, "glue")
     model = LoraWrapperRoberta(kind, None if task.extractive else task.num_labels, **options)
     if bits:
+        from lora_tutorial.quant.linear4bit import keep_codes, quantize_linears  # needs bitsandbytes
+
         keep_codes(quantize_linears(model.model))
     if method.startswith("lora") and not by_hand:
         heads = [
@@ -168,7 +113,7 @@ def build_model(
             if name.startswith(_HEAD) and list(part.parameters())
         ]
         config = LoraConfig.from_dict(lora.to_dict() | {"modules_to_save": heads})
-        inject_lora_4bit(model, config) if bits else inject_variant(model, config, variant)
+        inject_into_base(model, config, variant)
         if beside:
             freeze_parameters_except_lora_and_bias(model.model, "all", layer_norms=True)
     elif method in ("bitfit", "full"):
@@ -364,7 +309,7 @@ def trained_file(model: nn.Module, base_sha256: str = "") -> bytes:
 
 
 def save_run_adapter(result: Result, folder: Path) -> int:
-    """Save a run's adapter with what `lora-tutorial predict` needs; returns the folder's size in bytes."""
+    """Save a run's adapter with what ``lora-tutorial predict`` needs; returns the folder's size in bytes."""
     task, record = result.loaded.task, result.record
     metadata = {
         "task": task.name,

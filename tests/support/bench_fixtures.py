@@ -1,11 +1,15 @@
 """The grid runner's fixtures, for the test files that name this module as a plugin."""
 
+import dataclasses
+
 import pytest
 from bench_rows import BAD, BRIEF, GOOD, write
+from squad_rows import row
 from tiny_checkpoint import make_checkpoint
 
+from lora_tutorial.data import tasks
 from lora_tutorial.experiments.bench import run_grid
-from lora_tutorial.experiments.grid import Grid
+from lora_tutorial.experiments.grid import Arm, Grid
 from lora_tutorial.training import trainer as training
 
 
@@ -36,12 +40,52 @@ def encoder(tmp_path_factory):
     return str(make_checkpoint(tmp_path_factory.mktemp("encoder") / "tiny", GOOD + BAD))
 
 
+TITLES = ("Rain", "Snow", "Wind", "Sun", "Fog", "Hail")
+
+
+def article(title, number, unanswered):
+    """Questions on one article; every third has no answer in v2."""
+    rows = []
+    for i in range(number):
+        long = 70 if i == 0 else 3
+        context = f"People like {title.lower()} very much in place {i}. " + "It is so. " * long
+        answer = None if unanswered and i % 3 == 2 else f"place {i}"
+        rows.append(row(context, answer, f"{title}{i}", f"Where do people like {title}?", title=title))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def article_files(tmp_path_factory):
+    """SQuAD's schema with articles of our own."""
+    folder = tmp_path_factory.mktemp("squad-data")
+    write(folder / "squad", "train", [r for title in TITLES for r in article(title, 6, False)])
+    write(folder / "squad", "validation", article("Ice", 8, False))
+    write(folder / "squad_v2", "validation", [r for title in TITLES for r in article(title, 6, True)])
+    return folder
+
+
+@pytest.fixture
+def questions(article_files, monkeypatch):
+    """The same, and the article-wise task with the first four of them for training."""
+    task = tasks.TASKS["squad_v2-articles"]
+    own = dataclasses.replace(task, train_articles=frozenset(TITLES[:4]))
+    monkeypatch.setitem(tasks.TASKS, "squad_v2-articles", own)
+    return article_files
+
+
+@pytest.fixture(scope="module")
+def question_encoder(tmp_path_factory):
+    texts = [r["context"] + r["question"] for title in (*TITLES, "Ice") for r in article(title, 2, False)]
+    return str(make_checkpoint(tmp_path_factory.mktemp("encoder") / "tiny", texts, max_length=384))
+
+
 @pytest.fixture
 def plan(data, encoder):
     """A small grid; keyword arguments replace its parts."""
 
-    def make(**changes):
-        parts = {"tasks": ("sst2",), "methods": ("lora",), "seeds": (0,), "changes": BRIEF}
+    def make(methods=("lora",), arm=None, **changes):
+        arms = tuple(Arm(method, method, **(arm or {})) for method in methods)
+        parts = {"tasks": ("sst2",), "seeds": (0,), "changes": BRIEF, "arms": arms}
         return Grid(**{**parts, "encoder": encoder, "source": str(data), **changes})
 
     return make
