@@ -44,6 +44,7 @@ def check_task(name: str, source: str) -> Task:
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """One of some words."""
     if value not in choices:
         raise ValueError(f"{option} must be one of {', '.join(choices)}; got {value!r}.")
 
@@ -57,6 +58,7 @@ def check_method(method: str, start: Path | None, head: str) -> None:
 
 
 def check_number(option: str, value: int, low: int, high: int) -> None:
+    """A whole number between two others, both included."""
     if not low <= value <= high:
         raise ValueError(f"{option} {value} is not from {low} to {high}.")
 

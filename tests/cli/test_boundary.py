@@ -43,7 +43,7 @@ def of_the_hub():
         (raised(of_the_hub), "The hub did not deliver what was asked of it (503 for url)"),
         (MemoryError("Unable to allocate 9 TiB"), "There is not enough memory"),
         (ModuleNotFoundError("No module named 'peft'"), "A package is missing (No module named 'peft')"),
-        (typer.BadParameter("no such thing."), "no such thing. See lora-tutorial --help."),
+        (typer.BadParameter("no such thing."), "Invalid value: no such thing. See lora-tutorial --help."),
     ],
 )
 def test_what_can_be_mended_is_told_in_its_own_words(error, words):

@@ -84,6 +84,10 @@ CASES = {
     "one text of a pair": (["predict", "mrpc", "a text"], "Task mrpc takes sentence1 and sentence2"),
     "no question": (["predict", "squad", "a text"], "Task squad takes a text and a question about it"),
     "empty text": (["predict", "sst2", " "], "Text 1 is empty"),
+    "nothing to run": (["bench"], "Give a grid file (--grid FILE.toml) or tasks (--tasks cola,mrpc)"),
+    "no grid": (["bench", "--grid", "nowhere.toml"], "nowhere.toml"),
+    "seeds that are no numbers": (["bench", "--tasks", "cola", "--seeds", "0,x"], "seeds='0,x'"),
+    "unknown method to compare": (["bench", "--tasks", "cola", "--methods", "lroa"], "method must be one of"),
     "params of nothing": (["params", "roberta-huge"], "'roberta-huge'"),
     "params of too large a rank": (
         ["params", "roberta-base", "--rank", "769"],
@@ -150,6 +154,7 @@ def test_no_mistake_costs_the_import_of_torch(place):
         "out holds a run",
         "adapter is null",
         "file without labels",
+        "nothing to run",
     ):
         command = [sys.executable, "-X", "importtime", installed_script(), *CASES[case][0]]
         done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True)
