@@ -12,6 +12,7 @@ import errno
 import importlib.metadata
 import sys
 import traceback
+import warnings
 from opcode import opmap
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -73,6 +74,8 @@ def main() -> NoReturn:
     files, the disk, the network) exits with ``USAGE``; what nobody foresaw with ``FAULT``, and says how the
     traceback is seen; Ctrl-C with ``INTERRUPTED``.
     """
+    if not os.environ.get(DEBUG):
+        warnings.showwarning = _show_warning
     try:
         _check_encoding(sys.argv[1:])
         # standalone mode would keep errors and Ctrl-C to itself
@@ -82,13 +85,24 @@ def main() -> NoReturn:
     except Stopped as stopped:
         status = _interrupted(str(stopped))
     except (KeyboardInterrupt, typer.Abort):
-        status = _interrupted("Stopped. The same command begins again or, for bench, goes on where it was.")
+        goes_on = " The same command goes on where it was." if sys.argv[1:2] == ["bench"] else ""
+        status = _interrupted(f"Stopped.{goes_on}")
     except Exception as error:
         if os.environ.get(DEBUG):
             traceback.print_exc()
         sentence, status = explain(error)
         show_error(sentence)
     sys.exit(status or 0)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    """Our own warnings as a remark; what libraries tell programmers is left out."""
+    if _is_ours(filename):
+        remark(f"Note: {message}")
+
+
+def _is_ours(filename: str) -> bool:
+    return Path(filename).is_relative_to(Path(lora_tutorial.__file__).parent)
 
 
 def _interrupted(sentence: str) -> int:
@@ -133,8 +147,7 @@ def _was_said_by_us(error: Exception) -> bool:
     if trace is None:
         return False
     code = trace.tb_frame.f_code
-    inside = Path(code.co_filename).is_relative_to(Path(lora_tutorial.__file__).parent)
-    return inside and code.co_code[trace.tb_lasti] == opmap["RAISE_VARARGS"]
+    return _is_ours(code.co_filename) and code.co_code[trace.tb_lasti] == opmap["RAISE_VARARGS"]
 
 
 def _of_the_surroundings(error: Exception, told: str) -> str | None:

@@ -1,11 +1,13 @@
 """What becomes of errors: whose words are shown, which exit status, and how the traceback is seen."""
 
 import errno
+import subprocess
 import sys
+import warnings
 
 import pytest
 import typer
-from command_line import call, fails, unboxed
+from command_line import call, environment, fails, unboxed
 from safetensors import SafetensorError, safe_open
 
 from lora_tutorial.cli import main as command
@@ -89,6 +91,20 @@ def test_the_traceback_is_shown_when_asked_for(monkeypatch, capsys, debug):
     assert "This is a bug of ours: KeyError ('base')" in unboxed(told.err)
 
 
+def test_our_warnings_are_remarks_and_those_of_libraries_are_left_out(monkeypatch, capsys):
+    def warns(*arguments, **options):
+        warnings.warn_explicit("a checkpoint is damaged", UserWarning, command.__file__, 1)
+        warnings.warn_explicit("numpy is old", FutureWarning, "/elsewhere/numpy.py", 1)
+
+    monkeypatch.setattr(command.typer.main, "get_command", lambda app: type("Odd", (), {"main": warns}))
+    monkeypatch.setattr("sys.argv", ["lora-tutorial"])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert not stopped.value.code
+    assert capsys.readouterr().err == "Note: a checkpoint is damaged\n"
+
+
 def test_damaged_tensors_are_a_sentence(tmp_path, monkeypatch, capsys, tiny_roberta):
     from lora_tutorial import LoraWrapperRoberta, save_adapter
 
@@ -111,10 +127,6 @@ def test_threads_wait_without_spinning_unless_the_user_wants_them_to():
     code = (
         "import lora_tutorial.cli.main, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     )
-    import subprocess
-
-    from command_line import environment
-
     for given, used in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
         kept = {k: v for k, v in environment().items() if k != "OMP_WAIT_POLICY"} | given
         done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True)
