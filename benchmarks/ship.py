@@ -1,7 +1,7 @@
 """Put the adapters of finished runs among those that come with the book, each with its card.
 
-Run it from the repository with names of runs: ``python benchmarks/ship.py mrpc-minilm-lora-cpu-seed0``. Each
-needs its folder in ``runs/bench`` and its record in ``benchmarks/results``. The adapter, with a card written
+Run it from the repository with names of runs: ``python benchmarks/ship.py glue/mrpc-all-8-lr0.0005-seed0``. Each
+needs its folder in ``runs`` and its record in ``benchmarks/results``. The adapter, with a card written
 from the record, goes to ``benchmarks/adapters/<task>``.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from lora_tutorial.experiments.ship import ship_adapter
 
 HERE = Path(__file__).resolve().parent
-RUNS = HERE.parent / "runs" / "bench"
+RUNS = HERE.parent / "runs"
 
 
 def main(names: list[str]) -> None:

@@ -133,7 +133,7 @@ def load_adapter(
     checks.check_length(folder, settings["metadata"], getattr(model, "config", None))
     for name in dict(model.named_parameters()).keys() & tensors.keys():
         checks.check_shape(name, tensors[name], model.get_parameter(name))
-    trial = model if "wrapper" in described else _adapt(checks.shapes_of(model), described)
+    trial = _adapt(checks.shapes_of(model), described) if "lora" in described else model
     checks.check_fit(folder, tensors, dict(trial.named_parameters()), needed_names(trial))
     if parameters_hash(model, {*tensors, *factor_names(model)}) != described["sha256_of_frozen_parameters"]:
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 from lora_tutorial.adapters.card import write_card
 from lora_tutorial.adapters.files import SETTINGS, TENSORS, read_adapter
 from lora_tutorial.data.tasks import DATA
+from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.storage.files import atomic_folder, atomic_write_bytes, sha256_of
 from lora_tutorial.training.records import RunRecord, load_record
 
@@ -91,10 +92,9 @@ def _check(source: Path, settings: dict[str, Any], record: RunRecord, name: str)
 def _card(settings: dict[str, Any], record: RunRecord, name: str) -> str:
     config, recipe, origin = record.config, record.recipe, DATA[record.config["task"]]
     split = record.extra["scored_on"]
-    base, wrapper = settings["base"]["name"], settings["base"]["wrapper"]
-    rank = wrapper["lora_rank"]
-    alpha = rank if wrapper["lora_alpha"] is None else wrapper["lora_alpha"]
-    unit = "examples" if wrapper["task_type"] == "glue" else "windows"
+    base, lora = settings["base"]["name"], LoraConfig.from_dict(config["lora"])
+    kept = "best" if recipe.get("keep_best") else "last"
+    unit = "windows" if "context" in settings["metadata"]["columns"] else "examples"
     read = origin.read_by_minilm if base == "minilm" else "not looked up for this base"
     metadata = {
         "title": f"LoRA adapter for {config['task']}",
@@ -102,7 +102,7 @@ def _card(settings: dict[str, Any], record: RunRecord, name: str) -> str:
         "data_licence": origin.licence,
         "scores": record.extra["scores"]["trained"],
         "licence": "MIT",
-        "Scored on": f"{split}, {record.extra['splits'][split]['rows']:,} rows, after the last epoch",
+        "Scored on": f"{split}, {record.extra['splits'][split]['rows']:,} rows, after the {kept} epoch",
         "Method": f"{config['method']}, {record.trainable_parameters:,} parameters with the head",
         "Recipe": ", ".join(f"{key} {value}" for key, value in recipe.items()) + f"; seed {record.seed}",
         "Trained on": f"{record.identity['examples']:,} {unit} of the training split",
@@ -110,7 +110,8 @@ def _card(settings: dict[str, Any], record: RunRecord, name: str) -> str:
         "Contamination": f"The base's own training data, by its model card: {read}. {origin.overlap}".strip(),
         "Terms of the data": "They may bind whoever uses what was trained on them; see the licence above.",
     }
-    scale = f"r = {rank}, lora_alpha = {alpha:g} (scale lora_alpha / r)"
+    rule = "lora_alpha / sqrt(r)" if lora.use_rslora else "lora_alpha / r"
+    scale = f"r = {lora.r}, lora_alpha = {lora.lora_alpha:g} (scale {rule})"
     return write_card(
         base, metadata, f"{scale}, {settings['parameters']:,} numbers", _usage(settings["metadata"])
     )
