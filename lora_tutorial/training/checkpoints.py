@@ -210,7 +210,7 @@ def restore_optimizer(
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The generators of this process: Python's, NumPy's and torch's (and of the current CUDA or MPS device)."""
+    """The state of all generators: Python's, NumPy's, torch's and of the current CUDA or MPS device."""
     version, words, gauss = random.getstate()
     state: Any = np.random.get_state()
     kind, key, position, has_gauss, cached = state

@@ -39,7 +39,7 @@ class Recipe:
     schedule
         What follows the warm-up: ``"linear"`` decay, ``"cosine"`` decay or ``"constant"``.
     weight_decay
-        AdamW's decoupled decay, for matrices only (see `parameter_groups`).
+        AdamW's decoupled decay, for matrices only (see `lora_tutorial.training.checks.parameter_groups`).
     adam_beta2, adam_epsilon
         AdamW's second decay rate and its epsilon (the first rate is 0.9).
     max_grad_norm
@@ -180,7 +180,10 @@ class RunOptions:
         best; without it the first does.
     resume
         Go on from the last complete checkpoint in ``output_dir``, or start where there is none
-        (`resume_point` tells beforehand).
+        (`lora_tutorial.training.checkpoints.resume_point` tells beforehand).
+    groups
+        ``groups(model, learning_rate)`` gives AdamW its groups of parameters, as LoRA+ needs them; by default
+        matrices decay and vectors do not.
     progress
         Show a bar when standard error is a terminal.
     checkpoint_every
@@ -198,6 +201,7 @@ class RunOptions:
 
     config: Mapping[str, Any] | None = None
     scorer: Callable[[nn.Module, Accelerator], dict[str, float]] | None = field(default=None, repr=False)
+    groups: Callable[[nn.Module, float], list[dict[str, Any]]] | None = field(default=None, repr=False)
     resume: bool = False
     progress: bool = True
     checkpoint_every: int | None = None

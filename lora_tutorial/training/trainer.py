@@ -127,10 +127,8 @@ def train(
 
     Raises
     ------
-    TypeError
-        For an option that `RunOptions` does not have.
-    ValueError
-        For loaders, a model, a folder or a checkpoint that do not fit, before any work.
+    TypeError, ValueError
+        For options, loaders, a model, a folder or a checkpoint that do not fit, before any work.
     FileExistsError
         If ``output_dir`` holds a run and ``resume`` is false.
     FolderInUseError
@@ -192,9 +190,10 @@ class Trainer:
         self.wrapped, self.optimizer, self.scheduler, self.train_loader = self.accelerator.prepare(
             model, optimizer, scheduler, train_loader
         )
-        self.scorer = options.scorer
+        self.scorer, self.main_score = options.scorer, getattr(options.scorer or metric, "main_score", None)
         if self.scorer is None and eval_loader is not None:
-            self.scorer = _LoaderScorer(self.accelerator.prepare(eval_loader), metric)
+            held_out = self.accelerator.prepare(eval_loader)
+            self.scorer = lambda model, accelerator: evaluate_model(model, held_out, metric, accelerator)
 
         self.step, self.record = 0, self._new_record()
         self.last_checkpoint: Path | None = None
@@ -231,8 +230,9 @@ class Trainer:
                 held.enter_context(folder_lock(self.folder, "the run"))
             except FolderInUseError as error:
                 refusal = str(error)
-        if broadcast_object_list([refusal])[0] is not None:
-            raise FolderInUseError(refusal or f"Another process is working on the run in {self.folder}.")
+        [refusal] = broadcast_object_list([refusal])
+        if refusal is not None:
+            raise FolderInUseError(refusal)
 
     def _begin(self) -> None:
         """Refuse a folder that does not fit, restore the last checkpoint if there is one, start the clock."""
@@ -369,13 +369,13 @@ class Trainer:
         return value
 
     def _stopped(self, finding: str) -> NonFiniteLossError:
-        rate, first = self.scheduler.get_last_lr()[0], self.step == 0
-        advice = "Lower the learning rate or look for broken examples."
-        if first:
-            advice = "No update was made yet, so it is the examples or the weights that the run began with."
+        rate = self.scheduler.get_last_lr()[0]
+        at = f"step {self.step + 1} of {self.total_steps}, at a learning rate of {rate:.2g}"
+        late = "Lower the learning rate or look for broken examples."
+        early = "No update was made yet, so look at the examples and at the weights the run began with."
         return NonFiniteLossError(
-            f"{finding} at step {self.step + 1} of {self.total_steps}, at a learning rate of {rate:.2g}. "
-            f"{advice} Last complete checkpoint: {self.last_checkpoint or 'none yet'}."
+            f"{finding} at {at}. {late if self.step else early} "
+            f"Last complete checkpoint: {self.last_checkpoint or 'none yet'}."
         )
 
     def _end_step(self, loss: float, learning_rate: float, grad_norm: float | None) -> None:
@@ -421,7 +421,7 @@ class Trainer:
         checkpoints.restore_random(*generators)
         checks.check_scores(scores, self.recipe, self.step)
         if scores:
-            self.record.main_score = getattr(self.scorer, "main_score", None) or next(iter(scores))
+            self.record.main_score = self.main_score or next(iter(scores))
         return scores
 
     def _save(self) -> None:
@@ -441,14 +441,3 @@ class Trainer:
     def _tick(self) -> None:
         self.record.wall_seconds = self._earlier + time.monotonic() - self._started
         self.record.peak_memory_bytes = checks.peak_memory(self.accelerator.device)
-
-
-class _LoaderScorer:
-    """`evaluate_model` on one loader and metric, as a scorer."""
-
-    def __init__(self, loader: DataLoader, metric: Any) -> None:
-        self.loader, self.metric = loader, metric
-        self.main_score = getattr(metric, "main_score", None)
-
-    def __call__(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        return evaluate_model(model, self.loader, self.metric, accelerator)
