@@ -39,6 +39,7 @@ from lora_tutorial.lora.fast import use_fast_layers
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias
 from lora_tutorial.lora.merge import factor_names
 from lora_tutorial.lora.parameters import parameters_hash
+from lora_tutorial.lora.variants import VARIANTS
 from lora_tutorial.models.encoders import load_tokenizer
 from lora_tutorial.models.fast_roberta import use_fast_attention
 from lora_tutorial.models.roberta import LoraWrapperRoberta
@@ -185,6 +186,7 @@ def run_experiment(
         experiment.seed,
         config=describe(experiment, prepared.data_sha256, encoder_hash(model.model)),
         scorer=evaluators[watched],
+        groups=VARIANTS[experiment.variant].groups if experiment.variant == "loraplus" else None,
         **options,
     )
     splits = {}
