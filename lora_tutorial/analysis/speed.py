@@ -14,7 +14,7 @@ FORMAT = 1
 def speed_records(
     kind: str = "times", folder: str | Path | None = None, **wanted: object
 ) -> list[dict[str, Any]]:
-    """The records that ``benchmarks/speed.py`` has stored, in order of file name.
+    """The records that ``benchmarks/speed/speed.py`` has stored, in order of file name.
 
     Parameters
     ----------
@@ -43,5 +43,5 @@ def speed_records(
             found.append(record)
     if not found:
         given = ", ".join(f"{key}={value!r}" for key, value in wanted.items()) or "any setting"
-        raise FileNotFoundError(f"No stored record of {kind} for {given}; benchmarks/speed.py makes them.")
+        raise FileNotFoundError(f"No stored record of {kind} for {given}; benchmarks/speed/speed.py makes them.")
     return found

@@ -2,9 +2,9 @@
 
 Run it from the repository, on a machine that does nothing else:
 
-    python benchmarks/speed.py --plan short            # about ten minutes on two cores
-    python benchmarks/speed.py --plan full --budget 60 # hours; may be stopped and started again
-    python benchmarks/speed.py --model minilm --tokens 16x64 32x128 --r 8 64 --targets query-value
+    python benchmarks/speed/speed.py --plan short            # about ten minutes on two cores
+    python benchmarks/speed/speed.py --plan full --budget 60 # hours; may be stopped and started again
+    python benchmarks/speed/speed.py --model minilm --tokens 16x64 32x128 --r 8 64 --targets query-value
 
 Each setting becomes one record in ``benchmarks/results/speed``, ``NAME.json`` for times and
 ``NAME-memory.json`` for memory; one that is there already, with as many rounds, is skipped. All variants of a
@@ -31,7 +31,7 @@ from lora_tutorial.storage.files import atomic_write_bytes
 from lora_tutorial.training.records import describe_hardware, package_versions
 
 FORMAT = 1
-RESULTS = Path(__file__).parent / "results" / "speed"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed"
 #: How far apart the losses of two variants may be, relative to the first.
 TOLERANCE = {"fp32": 1e-4, "autocast": 2e-2, "bf16": 2e-2}
 
