@@ -19,7 +19,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-import lora_tutorial
 from lora_tutorial.cli.bench import bench
 from lora_tutorial.cli.peft import export_peft, import_peft
 from lora_tutorial.cli.predict import params, predict
@@ -102,7 +101,7 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
 
 
 def _is_ours(filename: str) -> bool:
-    return Path(filename).is_relative_to(Path(lora_tutorial.__file__).parent)
+    return Path(filename).is_relative_to(Path(__file__).parents[1])
 
 
 def _interrupted(sentence: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -75,18 +75,22 @@ def train(
     checks.check_recipe(chosen, checks.check_task(name, source))
 
     say(f"Fine-tuning {encoder} on {name} by {method}: {chosen.epochs} epoch(s), r = {rank}, seed {seed}.")
+    options = {"resume": resume, "checkpoint_every": checkpoint_every, "log_with": log_with or ()}
+    settings = {"source": source, "seed": seed, "lora": lora, "head": head, "start": start}
+    _run(folder, options, recipe=chosen, task=name, encoder=encoder, method=method, **settings)
+
+
+def _run(folder: Path, options: dict[str, Any], **experiment: Any) -> None:
+    """The run itself, after everything was found good; importing what it takes is part of the wait."""
     try:
-        from lora_tutorial.experiments.run import Experiment, run_experiment, save_run_adapter
+        from lora_tutorial.experiments.experiment import Experiment
+        from lora_tutorial.experiments.run import run_experiment, save_run_adapter
         from lora_tutorial.models.encoders import quiet
 
-        experiment = Experiment(
-            chosen, name, encoder, method, source, seed, lora=lora, head=head, start=start
-        )
-        options = {"resume": resume, "checkpoint_every": checkpoint_every, "log_with": log_with or ()}
         with quiet():
-            finished = run_experiment(experiment, folder, baselines=True, **options)
+            finished = run_experiment(Experiment(**experiment), folder, baselines=True, **options)
         _show_scores(finished)
-        if method.startswith("lora"):
+        if experiment["method"].startswith("lora"):
             size = save_run_adapter(finished, folder / "adapter")
             _show_use(folder / "adapter", size, finished.loaded.task.columns)
     except KeyboardInterrupt:
