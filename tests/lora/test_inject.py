@@ -8,13 +8,10 @@ from lora_tutorial import (
     LoraConfig,
     LoraLinear,
     count_parameters,
-    disable_lora,
     inject_lora,
     lora_modules,
     merge_lora,
     print_trainable_parameters,
-    unload_lora,
-    unmerge_lora,
 )
 
 
@@ -156,29 +153,6 @@ def test_only_what_should_train_gets_gradients_and_the_base_stays_bit_identical(
         assert torch.equal(old, model.get_parameter(name)) == (name not in expected), name
 
 
-def test_zero_init_merge_disable_unmerge_and_unload_on_a_model(model, ids):
-    base = model(ids)
-    names = list(model.state_dict())
-    inject_lora(
-        model, LoraConfig(r=2, lora_alpha=3, target_modules="all-linear", modules_to_save=["classifier"])
-    )
-    assert torch.equal(model(ids), base)
-    adapted_out = randomise(model)(ids)
-    assert not torch.allclose(adapted_out, base, rtol=1e-2)
-    with disable_lora(model), disable_lora(model):
-        assert torch.equal(model(ids), base)
-    assert torch.equal(model(ids), adapted_out)
-    merge_lora(merge_lora(model))
-    torch.testing.assert_close(model(ids), adapted_out, rtol=1e-5, atol=1e-5)
-    with pytest.raises(RuntimeError, match="unmerge_lora"), disable_lora(model):
-        pass
-    unmerge_lora(model)
-    assert torch.equal(model(ids), adapted_out)
-    unload_lora(model)
-    assert not adapted(model) and list(model.state_dict()) == names
-    torch.testing.assert_close(model(ids), adapted_out, rtol=1e-5, atol=1e-5)
-
-
 def test_one_bad_layer_leaves_no_layer_merged(model):
     randomise(inject_lora(model, LoraConfig(r=2, target_modules=["query"])))
     before = {n: p.clone() for n, p in model.named_parameters()}
@@ -214,15 +188,6 @@ def test_counting(model, capsys):
     assert capsys.readouterr().out.startswith(
         f"trainable params: 44 || all params: {count.total:,} || trainable%: "
     )
-
-
-def test_mode_device_and_parameters_are_kept(model):
-    model.eval()
-    query = model.blocks[0].query
-    inject_lora(model, LoraConfig(r=2, target_modules=["query"]))
-    new = model.blocks[0].query
-    assert new.weight is query.weight and new.bias is query.bias and not new.training
-    assert not new.lora_dropout.training
 
 
 def test_a_layer_that_make_refuses_leaves_the_model_untouched(model):

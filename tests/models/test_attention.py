@@ -12,11 +12,7 @@ from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
 from lora_tutorial import (
     LoraConfig,
     LoraRobertaSelfAttention,
-    disable_lora,
     inject_lora,
-    merge_lora,
-    unload_lora,
-    unmerge_lora,
 )
 
 
@@ -78,21 +74,6 @@ def test_both_projections_go_through_their_updates(batch):
             getattr(module, f"lora_{name}_B").zero_()
             assert not torch.allclose(module(x)[0], full, rtol=1e-3)
             getattr(module, f"lora_{name}_B").copy_(kept)
-
-
-def test_merge_disable_unload(batch):
-    base = encoder().eval()
-    ours = by_hand(copy.deepcopy(base))
-    y = run(ours, batch)
-    with disable_lora(ours):
-        assert torch.equal(run(ours, batch), run(base, batch))
-    merge_lora(ours)
-    torch.testing.assert_close(run(ours, batch), y, rtol=1e-5, atol=1e-5)
-    assert torch.equal(run(unmerge_lora(ours), batch), y)
-    plain = unload_lora(ours)
-    assert list(plain.state_dict()) == list(base.state_dict())
-    assert all(type(layer.attention.self) is RobertaSelfAttention for layer in plain.encoder.layer)
-    torch.testing.assert_close(run(plain, batch), y, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_weights_come_back_under_eager(batch):

@@ -7,13 +7,11 @@ import torch
 from attention_checks import by_hand, encoder
 from fast_checks import assert_same
 from memory_checks import Arrays, kept
-from torch.utils.checkpoint import checkpoint
 
-from lora_tutorial import disable_lora, lora_modules, merge_lora, unload_lora, unmerge_lora
+from lora_tutorial import disable_lora, lora_modules
 from lora_tutorial.adapters.peft_layout import peft_layout
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias
 from lora_tutorial.models.fast_roberta import FastLoraRobertaSelfAttention, use_fast_attention
-from lora_tutorial.models.roberta import LoraRobertaSelfAttention
 
 
 def pair(implementation="sdpa", dtype=torch.float32, bias="none"):
@@ -89,14 +87,10 @@ def test_gradients_are_those_of_differences_in_double_precision():
         first.sum().backward()
 
 
-def test_autocast_and_checkpointing(batch):
+def test_autocast_gives_what_it_gives_the_teaching_form(batch):
     teaching, fast = pair()
     context = torch.autocast("cpu", torch.bfloat16)
     assert_same(run(fast, batch, context), run(teaching, batch, context), 6e-2)
-    _, module, x = attention()
-    (plain,) = torch.autograd.grad(module(x)[0].sum(), x)
-    (again,) = torch.autograd.grad(checkpoint(module, x, use_reentrant=False)[0].sum(), x)
-    assert torch.equal(plain, again)
 
 
 def test_it_keeps_what_the_teaching_form_keeps_and_less_under_autocast():
@@ -129,15 +123,10 @@ def test_compiled_it_computes_the_same(batch):
     assert_same(found, run(fast, batch), 1e-6)
 
 
-def test_switched_off_merged_and_with_weights_that_train_it_is_the_teaching_form(batch):
+def test_switched_off_and_with_weights_that_train_it_is_the_teaching_form(batch):
     teaching, fast = (model.eval() for model in pair())
-    before = fast(**batch).last_hidden_state
     with disable_lora(fast), disable_lora(teaching):
         assert torch.equal(fast(**batch).last_hidden_state, teaching(**batch).last_hidden_state)
-        assert not torch.allclose(fast(**batch).last_hidden_state, before, rtol=1e-2)
-    assert torch.equal(merge_lora(fast)(**batch).last_hidden_state, merge_lora(teaching)(**batch)[0])
-    assert torch.equal(unmerge_lora(fast)(**batch).last_hidden_state, before)
-    for model in (fast, unmerge_lora(teaching)):
+    for model in (fast, teaching):
         model.encoder.layer[0].attention.self.key.weight.requires_grad_(True)
     assert_same(run(fast, batch), run(teaching, batch), 5e-6)
-    assert not any(isinstance(m, LoraRobertaSelfAttention) for m in unload_lora(fast).modules())
