@@ -6,7 +6,8 @@ import itertools
 import laws
 import pytest
 import torch
-from laws import KINDS, LAWS, Case, Kind, made_by, parametrize_with_laws
+from adapted_models import KINDS, Case, Kind, made_by
+from laws import LAWS, parametrize_with_laws
 from torch import nn
 
 from lora_tutorial import LoraLinear

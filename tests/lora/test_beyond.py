@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from laws import KINDS, Case
+from adapted_models import KINDS, Case
 from peft_models import shake
 from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -2,4 +2,4 @@
 
 
 def relative(a, b):
-    return ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
+    return ((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)).item()
