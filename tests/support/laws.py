@@ -1,4 +1,4 @@
-"""The laws of an adapted model, each written once, and `parametrize_with_laws`, which holds every kind to them.
+"""The laws of an adapted model, each written once; `parametrize_with_laws` holds every kind to every law.
 
 What they are held for stands in adapted_models.py, where a row more is all that a new variant needs.
 """
