@@ -72,7 +72,9 @@ def write_card(
         The text of ``README.md``.
     """
     origin = ENCODERS.get(base)
-    known = {"base": origin.name, "base_licence": origin.licence} if origin else {"base": base}
+    known: dict[str, Any] = {"base": base}
+    if origin:
+        known = {"base": origin.name, "base_licence": origin.licence}
     known |= dict(metadata)
     scores, licence = known.get("scores") or {}, known.get("licence")
     head: dict[str, Any] = {"library_name": library} if library else {}

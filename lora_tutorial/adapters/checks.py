@@ -58,7 +58,7 @@ def read_tensors(file: Path, data: bytes | None = None) -> dict[str, Tensor]:
         tensors = load(file.read_bytes() if data is None else data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise damaged(file, f"it is no whole safetensors file ({error})") from error
-    for name, value in tensors.items():
+    for name, value in sorted(tensors.items()):
         if not value.is_floating_point() or not torch.isfinite(value.float()).all():
             raise damaged(file, f"{name} holds whole numbers, an infinity or NaN")
     return tensors
@@ -118,7 +118,7 @@ def check_fit(
             f"The adapter in {folder} does not fit its settings on this base: {len(missing)} tensors missing "
             f"{missing[:2]}, {len(unexpected)} unexpected {unexpected[:2]}. Copy it again, or train it again."
         )
-    for name, saved in tensors.items():
+    for name, saved in sorted(tensors.items()):
         check_shape(name, saved, own[name])
         if same_dtype and saved.dtype != own[name].dtype:
             raise ValueError(

@@ -86,9 +86,10 @@ def _describe(model: nn.Module, folder: Path) -> dict[str, Any]:
     place = {}
     if name and not Path(name).is_absolute() and Path(name).is_dir():  # means nothing in another directory
         place = {"folder": Path(os.path.relpath(name, folder)).as_posix()}
-    injected = {}
-    if hasattr(model, "lora_config"):
-        injected = {"lora": model.lora_config.to_dict(), "variant": variant_of(model)}
+    injected: dict[str, Any] = {}
+    settings: Any = getattr(model, "lora_config", None)
+    if settings is not None:
+        injected = {"lora": settings.to_dict(), "variant": variant_of(model)}
     if wrapper:
         return {"name": name, **place, "wrapper": wrapper, **injected}
     labels = {str(key): label for key, label in getattr(config, "id2label", {}).items()}
@@ -131,7 +132,7 @@ def load_adapter(
     if "wrapper" in described and model is base:
         raise ValueError("This adapter builds its own wrapper; call load_adapter without a base model.")
     checks.check_length(folder, settings["metadata"], getattr(model, "config", None))
-    for name in dict(model.named_parameters()).keys() & tensors.keys():
+    for name in sorted(dict(model.named_parameters()).keys() & tensors.keys()):
         checks.check_shape(name, tensors[name], model.get_parameter(name))
     trial = _adapt(checks.shapes_of(model), described) if "lora" in described else model
     checks.check_fit(folder, tensors, dict(trial.named_parameters()), needed_names(trial))

@@ -57,8 +57,10 @@ _NEUTRAL = {
 _STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
-_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
-_FILES += ("vocab*", "merges*", "LICENSE*")
+_FILES = (
+    *("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json"),
+    *("vocab*", "merges*", "LICENSE*"),
+)
 _CLASSES = {
     "SEQ_CLS": RobertaForSequenceClassification,
     "TOKEN_CLS": RobertaForTokenClassification,
@@ -292,7 +294,7 @@ def check_base(source: Path, layout: PeftLayout) -> None:
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - the reader is no mapping
                 own = next((n for n in (name, f"roberta.{name}") if n in unseen), None)
-                value = unseen.pop(own, None)
+                value = unseen.pop(own, None) if own else None
                 if value is not None and not torch.equal(stored.get_tensor(name), value.detach().cpu()):
                     raise ValueError(
                         f"{own} is not what {source} holds: the adapter has another base. "
@@ -316,7 +318,8 @@ def labels(model: nn.Module, given: list[str] | None) -> dict[str, Any]:
         If ``given`` has not as many names as the model has outputs.
     """
     head = getattr(model, "finetune_head_classifier", None)
-    id2label = dict(model.config.id2label) if hasattr(model, "config") else {}
+    config: Any = getattr(model, "config", None)
+    id2label = dict(config.id2label) if config is not None else {}
     if head is not None:
         id2label = {i: f"LABEL_{i}" for i in range(list(head.parameters())[-1].shape[0])}
     if given:  # a regression has none
@@ -356,12 +359,13 @@ def load_base(
         raise ValueError("The adapter does not say which base it belongs to: pass base=, a model or a name.")
     task = settings.get("task_type")
     mapped = (settings.get("auto_mapping") or {}).get("base_model_class")
-    model_class = next((c for c in _CLASSES.values() if c.__name__ == mapped), None) or _CLASSES.get(task)
+    of_task = _CLASSES.get(task or "")
+    model_class = next((c for c in _CLASSES.values() if c.__name__ == mapped), of_task)
     if model_class is None:
         raise ValueError(
             f"task_type {task!r} does not tell the class of the base: load it yourself, pass base=."
         )
-    options = {}
+    options: dict[str, Any] = {}
     for head in (f"{PREFIX}classifier.out_proj.weight", f"{PREFIX}classifier.weight"):
         if head in tensors:
             options["num_labels"] = tensors[head].shape[0]

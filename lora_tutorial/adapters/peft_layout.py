@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,9 +141,9 @@ def base_names(model: nn.Module) -> Any:
     return names
 
 
-def _factors(model: nn.Module, names: Any) -> dict[str, tuple[Tensor, Tensor]]:
+def _factors(model: nn.Module, names: Any) -> dict[str, tuple[Tensor, ...]]:
     """The adapted layers of the base, each with its (lora_A, lora_B)."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    found: dict[str, tuple[Tensor, ...]] = {}
     uses = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
     for name, module in lora_modules(model):
         kind = type(module)
@@ -202,7 +202,7 @@ def _whole_modules(model: nn.Module, names: Any) -> list[str]:
 
 
 def _bias_setting(
-    trained: set[str], rest: dict[str, Tensor], targets: Iterable[str], wanted: str
+    trained: set[str], rest: Mapping[str, Tensor], targets: Iterable[str], wanted: str
 ) -> tuple[str, list[str]]:
     """PEFT's ``bias`` and the biases that it makes the file carry, given what trains beside whole modules."""
     every = {n for n in rest if n.rpartition(".")[2] == "bias"}

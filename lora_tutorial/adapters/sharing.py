@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -50,7 +50,8 @@ def export_merged(
     tokenizer
         By default the base's own, if it has one.
     metadata
-        For the card, see `write_card`; ``labels`` names the classes in ``config.json`` too.
+        For the card, see `lora_tutorial.adapters.card.write_card`; ``labels`` names the classes in
+        ``config.json`` too.
 
     Returns
     -------
@@ -99,8 +100,8 @@ def _merged(model: nn.Module) -> PreTrainedModel:
     merged = unload_lora(copy.deepcopy(model))
     if isinstance(merged, PreTrainedModel):
         return merged
-    config = copy.deepcopy(model.config)
-    config.num_labels = list(model.finetune_head_classifier.parameters())[-1].shape[0]
+    config: Any = copy.deepcopy(model.config)
+    config.num_labels = list(cast(nn.Module, model.finetune_head_classifier).parameters())[-1].shape[0]
     with torch.device("meta"):
         plain = (ForSequenceClassification if model.task_type == "glue" else ForQuestionAnswering)(config)
     state = {names(name): value for name, value in merged.state_dict().items() if names(name)}

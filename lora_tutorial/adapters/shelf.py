@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 from torch import nn
 from transformers import RobertaModel
@@ -126,7 +126,7 @@ class AdapterShelf:
         check_fit(folder, tensors, dict(model.named_parameters()), needed_names(model))
         config = next(module for _, module in lora_modules(model)).lora_config
         model.model, model.config, model.init_args = (
-            _Elsewhere(name),
+            cast(Any, _Elsewhere(name)),
             self._encoder.config,
             described["wrapper"],
         )
@@ -157,7 +157,7 @@ class AdapterShelf:
             raise ValueError(f"The shelf has no adapter {name!r}; it has {', '.join(self.names) or 'none'}.")
         self._refuse_if_merged()
         if self.current is not None:
-            self._kept[self.current].model.model = _Elsewhere(self.current)
+            self._kept[self.current].model.model = cast(Any, _Elsewhere(self.current))
         model, tensors, config = self._kept[name]
         model.model, self.current = self._encoder, name
         for key, (module, leaf) in self._slots.items():

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from peft_models import CONFIGS, adapted, base, logits
-from safetensors.torch import load_file
 from torch import nn
 from transformers import RobertaForSequenceClassification, Trainer, TrainingArguments
 
-from lora_tutorial import LoraConfig, LoraWrapperRoberta, inject_lora, load_encoder
+from lora_tutorial import LoraWrapperRoberta, inject_lora
 from lora_tutorial.adapters.card import model_card
 from lora_tutorial.adapters.peft import export_peft, import_peft
+from lora_tutorial.adapters.peft_layout import peft_layout
 from lora_tutorial.lora.parameters import count_parameters
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'lora-tutorial[peft]'")
 pytestmark = pytest.mark.usefixtures("seeded_on_one_thread")
 
-REVIEWS = ["A moving film, and a funny one.", "Dull from the first minute to the last.", "It is what it is."]
 METADATA = {
-    "title": "Film reviews",
-    "data": "three sentences",
-    "data_licence": "CC0-1.0",
-    "scores": {"accuracy": 0.75},
     "licence": "MIT",
-    "labels": ["bad", "fair", "good"],
     "seed": 0,
 }
 
@@ -111,85 +101,8 @@ def test_trainer_goes_on_with_ours(trained: tuple[Path, nn.Module, Path], tmp_pa
     assert (logits(again) - before).abs().max() > 0.01
 
 
-ELSEWHERE = """
-    import sys
-    from pathlib import Path
-
-    class Forbidden:
-        def find_spec(self, name, path=None, target=None):
-            if name.split(".")[0] == "lora_tutorial":
-                raise ImportError("nothing of ours here")
-
-    sys.meta_path.insert(0, Forbidden())
-    try:
-        import lora_tutorial
-    except ImportError:
-        pass
-    else:
-        raise SystemExit("lora_tutorial can be imported")
-
-    import json, warnings
-    import torch
-    from peft import AutoPeftModelForSequenceClassification
-    from safetensors.torch import save_file
-    from transformers import AutoTokenizer, pipeline
-
-    folder, out, texts = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-        model = AutoPeftModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
-    with torch.no_grad():
-        logits = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits
-        with model.disable_adapter():
-            without = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits
-    save_file({"logits": logits, "without": without}, out)
-    classify = pipeline("text-classification", model=str(folder), tokenizer=str(folder / "base"))
-    print(json.dumps([row["label"] for row in classify(texts)]))
-"""
-
-
-@pytest.mark.slow
-def test_minilm_in_a_process_with_nothing_of_ours(tmp_path: Path) -> None:
-    torch.manual_seed(7)
-    labels = {"id2label": dict(enumerate(METADATA["labels"]))}
-    model, tokenizer = load_encoder("minilm", model_class=RobertaForSequenceClassification, **labels)
-    inject_lora(model, LoraConfig(r=3, lora_alpha=7, bias="all", modules_to_save=("LayerNorm", "classifier")))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.03 * torch.randn_like(parameter)
-        inputs = tokenizer(REVIEWS, return_tensors="pt", padding=True)
-        ours = model.eval()(**inputs).logits
-    folder = export_peft(model, tmp_path / "adapter", metadata=METADATA)
-    assert torch.equal(import_peft(folder)(**inputs).logits, ours)
-    arguments = [folder, tmp_path / "out", json.dumps(REVIEWS)]
-    command = [sys.executable, "-I", "-c", textwrap.dedent(ELSEWHERE), *arguments]
-    bare = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=bare)
-    assert result.returncode == 0, result.stderr[-2000:]
-    theirs = load_file(tmp_path / "out")
-    assert torch.equal(theirs["logits"], ours)
-    assert (theirs["logits"] - theirs["without"]).abs().max() > 0.01
-    named = [METADATA["labels"][i] for i in ours.argmax(-1)]
-    assert json.loads(result.stdout.splitlines()[-1]) == named
-    card = (folder / "README.md").read_text()
-    for part in (
-        "sentence-transformers/all-MiniLM-L6-v2",
-        "apache-2.0",
-        "three sentences",
-        "CC0-1.0",
-        "0.7500",
-        "MIT",
-    ):
-        assert part in card
-
-
 def test_the_card_says_what_is_not_known() -> None:
     model = adapted(CONFIGS["query and value"])
-    from lora_tutorial.adapters.peft_layout import peft_layout
-
     card = model_card(peft_layout(model).settings, "", False, {})
     assert "base_model" not in card and "license" not in card
     assert card.count("not recorded") == 3 and "Licence | not stated" in card

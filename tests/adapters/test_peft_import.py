@@ -31,6 +31,17 @@ def test_qa_outputs_listed_for_a_classifier_is_dropped_with_a_note(tmp_path: Pat
     assert torch.equal(logits(ours), logits(theirs))
 
 
+@pytest.mark.filterwarnings("error:modules_to_save")
+def test_heads_that_peft_adds_unasked_are_no_cause_for_a_note(tmp_path: Path) -> None:
+    """PEFT lists `classifier` and `score` for every classifier, and a base has one of the two."""
+    model = adapted(CONFIGS["query and value"])
+    folder = export_peft(model, tmp_path / "adapter")
+    change_settings(folder, modules_to_save=["classifier", "score"])
+    assert torch.equal(logits(import_peft(folder, base())), logits(model))
+    change_settings(folder, modules_to_save=None)
+    assert torch.equal(logits(import_peft(folder, base())), logits(model))
+
+
 def test_a_renamed_adapter_of_peft(tmp_path: Path) -> None:
     theirs = shake(peft.get_peft_model(base(), peft_config(ARTICLE), adapter_name="mine"))
     theirs.save_pretrained(tmp_path)
