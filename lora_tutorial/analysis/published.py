@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from lora_tutorial.data.tasks import DATA
 
 __all__ = [
     "GLUE",
@@ -35,10 +37,9 @@ class GlueTask(NamedTuple):
         Mean tokens of an example, special ones included, under MiniLM's tokenizer cut at 128; for MNLI and
         QNLI counted on validation rows. ``None`` where not counted.
     overlap
-        ``"seen"``, ``"partly"`` or ``"not listed"``: whether the model card of all-MiniLM-L6-v2 names the
-        task's texts among what it was trained on.
+        ``DataOrigin.listed``: whether MiniLM's model card names the task's texts among its training data.
     why
-        Which ones, in a few words.
+        ``DataOrigin.texts``: which ones, in a few words.
     """
 
     title: str
@@ -57,46 +58,40 @@ class GlueTask(NamedTuple):
 
 
 # fmt: off
-GLUE: dict[str, GlueTask] = {
-    "cola": GlueTask(
+_FACTS: dict[str, tuple[Any, ...]] = {
+    "cola": (
         "CoLA", "is the sentence English?", 8_500, 8_551, (322, 721), 11.5,
-        "not listed", "example sentences from books on linguistics",
     ),
-    "sst2": GlueTask(
+    "sst2": (
         "SST-2", "does the reviewer like the film?", 67_000, 67_349, (428, 444), 13.3,
-        "not listed", "excerpts of film reviews",
     ),
-    "mrpc": GlueTask(
+    "mrpc": (
         "MRPC", "do both sentences say the same?", 3_700, 3_668, (129, 279), 53.2,
-        "not listed", "news; other paraphrase pairs are on the card",
     ),
-    "stsb": GlueTask(
+    "stsb": (
         "STS-B", "how alike are they, from 0 to 5?", 7_000, 5_749, (1_500,), 27.8,
-        "partly", "a part are image captions, and Flickr 30k's are on the card",
     ),
-    "qqp": GlueTask(
+    "qqp": (
         "QQP", "do both questions want the same answer?", 364_000, 363_846, None, None,
-        "seen", "Quora's duplicate questions are on the card",
     ),
-    "mnli": GlueTask(
+    "mnli": (
         "MNLI", "does the second sentence follow, contradict, or neither?", 393_000, 392_702,
         (3_479, 3_123, 3_213), 38.9,
-        "seen", "MultiNLI is on the card",
     ),
-    "qnli": GlueTask(
+    "qnli": (
         "QNLI", "does the sentence answer the question?", 105_000, 104_743, (2_702, 2_761), 51.0,
-        "seen", "made from SQuAD, which is on the card",
     ),
-    "rte": GlueTask(
+    "rte": (
         "RTE", "does the second sentence follow?", 2_500, 2_490, (146, 131), 66.6,
-        "not listed", "news and encyclopaedia; other inference pairs are on the card",
     ),
-    "wnli": GlueTask(
+    "wnli": (
         "WNLI", "is the pronoun filled in rightly?", 634, 635, (40, 31), 37.1,
-        "not listed", "Winograd's schemas, from stories",
     ),
 }
 # fmt: on
+GLUE: dict[str, GlueTask] = {
+    name: GlueTask(*[*facts, DATA[name].listed, DATA[name].texts]) for name, facts in _FACTS.items()
+}
 
 
 #: Most of WNLI's validation rows have a first sentence that stands in the training set too, with another

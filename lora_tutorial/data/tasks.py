@@ -27,12 +27,22 @@ class DataOrigin(NamedTuple):
         is not on the list does not mean that no sentence of it was met on the web.
     overlap
         What of the scored rows can also be trained on; empty where nothing was found.
+    texts
+        What the texts are and what the list has of their kind, in a few words (tasks of GLUE).
     """
 
     name: str
     licence: str
     read_by_minilm: str
     overlap: str = ""
+    texts: str = ""
+
+    @property
+    def listed(self) -> str:
+        """``"seen"``, ``"partly"`` or ``"not listed"``: whether the list names the task's texts."""
+        if not self.read_by_minilm.startswith(_UNLISTED):
+            return "seen"
+        return "partly" if "a part of" in self.read_by_minilm else "not listed"
 
 
 _UNLISTED = "this set is not on the list"
@@ -57,32 +67,38 @@ DATA: dict[str, DataOrigin] = {
         "no open licence: excerpts, copyright with the authors, for research",
         _UNLISTED,
         "16 of the 1,043 validation sentences stand in the training set too, case aside.",
+        "example sentences from books on linguistics",
     ),
     "sst2": DataOrigin(
         "SST-2, the Stanford Sentiment Treebank",
         "not stated; snippets of film reviews from Rotten Tomatoes",
         _UNLISTED,
+        texts="excerpts of film reviews",
     ),
     "mrpc": DataOrigin(
         "MRPC, the Microsoft Research Paraphrase Corpus",
         "Microsoft Research shared source licence MSR-SSLA: not for commercial use",
         f"{_UNLISTED}, which has other pairs of like meaning (Altlex, Simple Wikipedia)",
+        texts="news; other paraphrase pairs are on the card",
     ),
     "stsb": DataOrigin(
         "STS-B, the Semantic Textual Similarity Benchmark",
         "scores CC BY-SA 4.0; texts mixed, by source",
         f"{_UNLISTED}; a part of its sentences are image captions, and Flickr 30k's are on it",
         "6 of the 1,500 validation pairs stand in the training set too, case aside.",
+        "a part are image captions, and Flickr 30k's are on the card",
     ),
     "qqp": DataOrigin(
         "QQP, Quora Question Pairs",
         "Quora's terms: not for commercial use",
         "Quora's duplicate questions are on the list",
+        texts="Quora's duplicate questions are on the card",
     ),
     "mnli": DataOrigin(
         "MNLI, the Multi-Genre NLI Corpus",
         "OANC's licence and Creative Commons, by genre",
         "MultiNLI is on the list",
+        texts="MultiNLI is on the card",
     ),
     "mnli-premises": DataOrigin(
         "MNLI's matched development set, parted by premise",
@@ -91,16 +107,23 @@ DATA: dict[str, DataOrigin] = {
         "Trained on about four fifths of the official development set and scored on the rest; its score does "
         "not compare with those on the whole set.",
     ),
-    "qnli": DataOrigin("QNLI, made from SQuAD 1.1", "CC BY-SA 4.0", _SQUAD),
+    "qnli": DataOrigin(
+        "QNLI, made from SQuAD 1.1",
+        "CC BY-SA 4.0",
+        _SQUAD,
+        texts="made from SQuAD, which is on the card",
+    ),
     "rte": DataOrigin(
         "RTE, from the PASCAL challenges 1, 2, 3 and 5",
         "not stated; for research",
         f"{_UNLISTED}, which has other entailment pairs (SNLI, MultiNLI)",
+        texts="news and encyclopaedia; other inference pairs are on the card",
     ),
     "wnli": DataOrigin(
         "WNLI, from the Winograd Schema Challenge",
         "CC BY 4.0, as SuperGLUE states for its Winograd schemas",
         _UNLISTED,
+        texts="Winograd's schemas, from stories",
     ),
     "squad": DataOrigin("SQuAD 1.1", "CC BY-SA 4.0", _SQUAD),
     "squad_v2": DataOrigin("SQuAD 2.0", "CC BY-SA 4.0", _SQUAD),
@@ -161,6 +184,7 @@ class Task:
 
     @property
     def folder(self) -> str:
+        """Its name in a folder of data: as GLUE's or SQuAD's own files have it."""
         return self.path.rpartition("/")[2] if self.extractive else self.config or self.name
 
     @property
@@ -202,13 +226,13 @@ def _glue(name: str, columns: str, labels: str, metric: str = "accuracy", **more
     )
 
 
-_SQUAD = frozenset({"squad", "squad_v2", "squad_v2-articles"})
+_SQUAD_TASKS = frozenset({"squad", "squad_v2", "squad_v2-articles"})
 
 
 def _squad(name: str, **more: Any) -> Task:
     splits = {"train": ("train", "train_slice"), "validation": ("validation",)}
-    shared = _SQUAD - {name}  # v2's questions with an answer are v1's
-    more = {"splits": splits, "shares_text_with": shared} | more
+    shared = _SQUAD_TASKS - {name}  # v2's questions with an answer are v1's
+    more = {"splits": splits, "shares_text_with": shared, **more}
     return Task(name, ("question", "context"), name, path=f"rajpurkar/{name}", **more)
 
 
@@ -296,7 +320,7 @@ TASKS: dict[str, Task] = {
             _squad("squad_v2", splits={"validation": ("validation",)}),
             name="squad_v2-articles",
             train_articles=_V2_TRAIN_ARTICLES,
-            shares_text_with=_SQUAD - {"squad_v2-articles"},
+            shares_text_with=_SQUAD_TASKS - {"squad_v2-articles"},
         ),
     )
 }

@@ -179,6 +179,10 @@ def test_ids_that_do_not_pair_up_are_named(name):
     compute = load_metric(name).compute
     with pytest.raises(ValueError, match="no prediction for 'b', 'c', 'd', 'e', 'f' and 2 more"):
         compute(predictions=guesses[:1], references=golds)
+    with pytest.raises(ValueError, match="'g' and 1 more"):
+        compute(predictions=guesses[:2], references=golds)
+    with pytest.raises(ValueError, match="'e', 'f', 'g'; give"):
+        compute(predictions=[guesses[i] for i in (0, 1, 7)], references=golds)
     with pytest.raises(ValueError, match="no prediction for 'h'"):
         compute(predictions=[*guesses[:7], guess("other", "", doubt)], references=golds)
     with pytest.raises(ValueError, match="a prediction, but no reference, for 'h'"):

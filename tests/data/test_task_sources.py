@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from lora_tutorial.data import sources as tasks
 from lora_tutorial.data.metrics import METRICS
 from lora_tutorial.data.sources import check_no_overlap, count_shared_rows, load_task
-from lora_tutorial.data.tasks import TASKS, get_task
+from lora_tutorial.data.tasks import DATA, TASKS, get_task
 from lora_tutorial.storage import hub
 from lora_tutorial.storage.hub import HubUnreachableError
 
@@ -118,6 +118,17 @@ def test_squads_development_set_is_parted_by_article(tmp_path):
             ValueError, match="needs the whole development set, with column 'title'; .* such as 'Ama"
         ):
             load_task("squad_v2-articles", tmp_path)
+
+
+def test_what_minilm_has_read_is_told_in_one_of_three_words():
+    listed = {name: origin.listed for name, origin in DATA.items()}
+    assert {name for name, word in listed.items() if word == "partly"} == {"stsb"}
+    assert {name for name, word in listed.items() if word == "seen"} == {
+        name for name, origin in DATA.items() if "not on the list" not in origin.read_by_minilm
+    }
+    assert {name for name, origin in DATA.items() if origin.texts} == {
+        task.name for task in TASKS.values() if task.path == "nyu-mll/glue" and task.name != "mnli-premises"
+    }
 
 
 def test_tasks_can_be_keys():

@@ -68,6 +68,14 @@ def test_no_article_is_on_both_sides_of_a_split(titles, share, seed):
     assert split_by_article(rows, share, seed)[1]["id"] == held["id"]
 
 
+def test_which_articles_are_held_out_depends_on_their_names_and_the_seed_alone():
+    names = [f"article {n}" for n in range(10)]
+    for titles in (names, names[::-1]):
+        rows = Dataset.from_dict({"title": titles})
+        held = [sorted(split_by_article(rows, 0.2, seed)[1]["title"]) for seed in (0, 1)]
+        assert held == [["article 7", "article 8"], ["article 6", "article 8"]]
+
+
 def test_a_split_needs_a_share_and_titles():
     rows = Dataset.from_dict({"id": ["a"]})
     with pytest.raises(ValueError, match="share=1"):

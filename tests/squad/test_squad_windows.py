@@ -1,5 +1,6 @@
 """SQuAD's windows: what they hold, positions in them and the way back to the text."""
 
+import copy
 from itertools import pairwise
 
 import numpy as np
@@ -187,6 +188,20 @@ def test_real_answers_come_back_but_for_a_few_that_end_inside_a_token(data_folde
 def test_rows_and_settings_that_cannot_work_are_refused(wordpiece, change, settings_, said):
     with pytest.raises(ValueError, match=said):
         windows_of([row(**change)], wordpiece, training=True, **settings_)
+
+
+def test_a_tokenizer_that_pads_on_the_left_is_refused(wordpiece):
+    left = copy.deepcopy(wordpiece)
+    left.padding_side = "left"
+    with pytest.raises(ValueError, match="pads on the left"):
+        windows_of([row()], left)
+
+
+def test_what_follows_a_character_and_belongs_to_it_is_taken_along():
+    for tail in ("\u0301", "\ufe0f", "\u200d", "\U000e0020\U000e007f"):
+        assert source_text("a" + tail + "b", 0, 1) == ("a" + tail, 1 + len(tail))
+    for tail in ("b", " ", "\U000e001f"):
+        assert source_text("a" + tail, 0, 1) == ("a", 1)
 
 
 def test_what_is_missing_is_named(wordpiece):

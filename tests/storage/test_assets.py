@@ -209,6 +209,26 @@ def test_a_python_without_pip_is_told_how_to_get_it():
     assert "status 3" in downloads._reason("", 3)
 
 
+@pytest.mark.parametrize(
+    ("platform", "variables", "place"),
+    [
+        ("win32", {"LOCALAPPDATA": "local"}, "local"),
+        ("win32", {}, "home/AppData/Local"),
+        ("darwin", {}, "home/Library/Caches"),
+        ("linux", {"XDG_CACHE_HOME": "xdg"}, "xdg"),
+        ("linux", {}, "home/.cache"),
+    ],
+)
+def test_the_cache_lies_where_each_system_keeps_caches(monkeypatch, platform, variables, place):
+    for name in ("LORA_TUTORIAL_CACHE", "LOCALAPPDATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(downloads.sys, "platform", platform)
+    monkeypatch.setattr(downloads.Path, "home", lambda: Path("home"))
+    assert downloads.cache_folder() == Path(place) / "lora-tutorial"
+
+
 def test_an_unknown_asset_lists_the_known_ones():
     with pytest.raises(ValueError, match="no asset 'bert'; the assets are hutto, minilm"):
         downloads.fetch("bert")
