@@ -12,6 +12,11 @@ from .adapters.shelf import AdapterShelf as AdapterShelf
 from .adapters.shipped import stored_adapter as stored_adapter
 from .adapters.shipped import stored_adapters as stored_adapters
 from .analysis import costs as costs
+from .analysis.compare import Comparison as Comparison
+from .analysis.compare import bootstrap as bootstrap
+from .analysis.compare import compare as compare
+from .analysis.compare import mcnemar as mcnemar
+from .analysis.compare import verdict as verdict
 from .analysis.costs import EVERY_LINEAR as EVERY_LINEAR
 from .analysis.costs import QUERY_VALUE as QUERY_VALUE
 from .analysis.costs import EncoderSize as EncoderSize

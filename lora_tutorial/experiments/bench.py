@@ -144,11 +144,17 @@ class Bench:
         loaded, tokens, _ = self.data_of(job)
         record, metric = self.expected(job), load_metric(loaded.task.metric)
         started = time.monotonic()
-        loaders = make_loaders(loaded, self.encoder.tokenizer, job.experiment.recipe, 0, tokens)
+        tokenizer: Any = self.encoder.tokenizer
+        loaders = make_loaders(loaded, tokenizer, job.experiment.recipe, 0, tokens)
         splits, regression = tuple(loaders.scored), loaded.task.regression
         probes = linear_probe(self.encoder.model, loaders, metric, regression, splits, job.arm.pooling)
         lengths = {split: [len(ids) for ids in tokens[split]["input_ids"]] for split in splits}
-        evaluations = {s: Evaluation(probes[s].in_order(lengths[s]), probes[s].scores) for s in splits}
+        evaluations = {
+            split: Evaluation(
+                probes[split].in_order(lengths[split]), probes[split].scores, list(tokens[split]["labels"])
+            )
+            for split in splits
+        }
         final = "test" if "test" in splits else "validation"
         record.extra = {
             "scored_on": final,

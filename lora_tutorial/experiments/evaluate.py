@@ -33,12 +33,15 @@ class Evaluation(NamedTuple):
         In the order of the rows: a class's number, a value, or an answer (``""`` is a refusal).
     scores
         The metric's.
+    labels
+        The rows' own, for classes and numbers.
     by_question
         For spans: exact match (0 or 1) and F1 (in percent) of each question; empty otherwise.
     """
 
     predictions: list[Any]
     scores: dict[str, float]
+    labels: Sequence[float] = ()
     by_question: Sequence[tuple[int, float]] = ()
 
     def summary(self, keep_predictions: bool = False) -> dict[str, Any]:
@@ -54,11 +57,17 @@ class Evaluation(NamedTuple):
         if keep_predictions and spans:
             kept["exact"] = "".join(str(exact) for exact, _ in self.by_question)
             kept["f1"] = [round(f1) for _, f1 in self.by_question]
-        elif keep_predictions and all(float(p).is_integer() and 0 <= p < 10 for p in self.predictions):
-            kept["predictions"] = "".join(str(int(p)) for p in self.predictions)  # a digit a row
         elif keep_predictions:
-            kept["predictions"] = [round(float(p), 4) for p in self.predictions]
+            # a comparison of two runs needs the labels too, and a reader may not have the data
+            kept |= {"predictions": _compact(self.predictions), "labels": _compact(self.labels)}
         return kept
+
+
+def _compact(values: Sequence[float]) -> str | list[float]:
+    """Classes as a digit each, numbers to four decimals."""
+    if all(float(value).is_integer() and 0 <= value < 10 for value in values):
+        return "".join(str(int(value)) for value in values)
+    return [round(float(value), 4) for value in values]
 
 
 class RowEvaluator:
@@ -107,9 +116,9 @@ class RowEvaluator:
             guessed += predicted.tolist()
             gold += labels.tolist()
         scores = self.metric.compute(predictions=guessed, references=gold)
-        in_order = np.empty(len(guessed))
-        in_order[self._order] = guessed
-        self.last = Evaluation(in_order.tolist(), scores)
+        in_order = np.empty((2, len(guessed)))
+        in_order[:, self._order] = guessed, gold
+        self.last = Evaluation(in_order[0].tolist(), scores, in_order[1].tolist())
         return self.last
 
 
@@ -140,7 +149,8 @@ class SpanEvaluator:
         scores = self._scorer(model, accelerator)
         given = self._scorer.given()
         pairs = [score_answer(text, golds) for text, golds in zip(given, self._golds, strict=True)]
-        self.last = Evaluation(given, scores, [(exact, 100 * f1) for exact, f1 in pairs])
+        questions = [(exact, 100 * f1) for exact, f1 in pairs]
+        self.last = Evaluation(given, scores, by_question=questions)
         return self.last
 
 

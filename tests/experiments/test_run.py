@@ -279,6 +279,8 @@ def test_predictions_are_kept_in_the_order_of_the_rows(data, encoder):
     found = RowEvaluator("accuracy", tokens, tokenizer).evaluate(OddLengths())
     assert found.predictions == [float(length % 2) for length in lengths]
     assert found.summary(True)["predictions"] == "".join(str(length % 2) for length in lengths)
+    assert found.summary(True)["labels"] == "".join(map(str, loaded.data["validation"]["label"]))
+    assert "labels" not in found.summary()
     right = np.mean([length % 2 == label for length, label in zip(lengths, tokens["labels"], strict=True)])
     assert found.scores["accuracy"] == pytest.approx(right)
 
