@@ -94,7 +94,7 @@ def run_chapter(chapter: Path, folder: Path) -> dict[str, str]:
     environment |= {"PIP_CONSTRAINT": str(constraints), "HF_HUB_OFFLINE": "1"}
     for name in ("LORA_TUTORIAL_DATA", "PYTHONPATH", "VIRTUAL_ENV"):
         environment.pop(name, None)
-    install = [python, "-m", "pip", "install", "--quiet"]
+    install: list[str | Path] = [python, "-m", "pip", "install", "--quiet"]
     subprocess.run([*install, *PRESENT], check=True, env=environment)
 
     kernel = folder / "jupyter" / "kernels" / "stranger"
@@ -112,7 +112,7 @@ def run_chapter(chapter: Path, folder: Path) -> dict[str, str]:
     client.execute(env=environment)
 
     names = [LINKED, *lowest]
-    report = [python, "-c", REPORT.format(names=names)]
+    report: list[str | Path] = [python, "-c", REPORT.format(names=names)]
     out = subprocess.run(report, check=True, env=environment, cwd=work, capture_output=True, text=True).stdout
     versions, where = json.loads(out)
     wanted = lowest | {LINKED: importlib.metadata.version(LINKED)}

@@ -1,6 +1,6 @@
 """Run records put side by side: task by method, all seeds of a cell together, beside what others published.
 
-Takes the records that `results.stored_records` returns and knows no model.
+Takes the records that `stored_records` returns and knows no model.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def beside_published(
         row["rows"] = max(r.identity["examples"] for cell in cells.values() for r in cell.records)
         row["seeds"] = min(len(cell.records) for cell in cells.values())
         row |= {m: 100 * cells[m].mean() if m in cells else None for m in methods}
-        row |= {name: PUBLISHED_GLUE[name].scores.get(task, {}).get(main) for name in published}
+        row |= {name: PUBLISHED_GLUE[name].scores.get(task, {}).get(main or "") for name in published}
         rows.append(row)
     return rows
 

@@ -43,5 +43,7 @@ def speed_records(
             found.append(record)
     if not found:
         given = ", ".join(f"{key}={value!r}" for key, value in wanted.items()) or "any setting"
-        raise FileNotFoundError(f"No stored record of {kind} for {given}; benchmarks/speed/speed.py makes them.")
+        raise FileNotFoundError(
+            f"No stored record of {kind} for {given}; benchmarks/speed/speed.py makes them."
+        )
     return found

@@ -36,7 +36,7 @@ def export_peft(
 
     said = {"licence": licence, "data": data, "data_licence": data_licence, "title": title}
     with quiet():
-        model = load_adapter(folder)
+        model: Any = load_adapter(folder)
         about: dict[str, Any] = model.adapter_metadata | {k: v for k, v in said.items() if v is not None}
         export(model, out, metadata=about)
     console.print(f"PEFT adapter: {out} ({', '.join(sorted(path.name for path in out.iterdir()))})")

@@ -22,7 +22,7 @@ def has_no_labels(task: Task, split: str, rows: Dataset) -> bool:
     if split != "test" or "label" not in rows.column_names or not len(rows):
         return False
     return bool((np.asarray(rows["label"]) == -1).all()) and not (
-        task.regression and task.label_range[0] <= -1
+        task.label_range is not None and task.label_range[0] <= -1
     )
 
 
@@ -116,7 +116,7 @@ def load_task(name: str, source: str | os.PathLike[str] = "auto") -> LoadedTask:
     if place == "embedded":
         data = reviews.load_corpus(name.removesuffix("-rating"), task.regression)
     else:
-        found = _from_hub(task) if place == "hub" else _from_folder(task, place)
+        found = _from_hub(task) if place == "hub" else _from_folder(task, Path(place))
         data = DatasetDict()
         for split, names in task.splits.items():
             for existing in [candidate for candidate in names if candidate in found][:1]:

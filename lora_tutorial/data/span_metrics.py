@@ -136,7 +136,7 @@ class SquadV2(SpanMetric):
     :func:`lora_tutorial.squad.threshold.find_threshold`.
     """
 
-    prediction = SpanMetric.prediction | {"no_answer_probability": Value("float64")}
+    prediction: Mapping[str, Any] = {**SpanMetric.prediction, "no_answer_probability": Value("float64")}
 
     def _scores(
         self, by_id: dict[str, Any], golds: dict[str, list[str]], no_answer_threshold: float = 1.0

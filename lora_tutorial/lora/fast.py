@@ -81,7 +81,7 @@ def sum_pays(rows: Tensor) -> bool:
 def adapted_product(
     x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, h: Tensor | None
 ) -> Tensor:
-    """y = x (W + scaling * B A)' + b, (tokens, out); with ``h`` = x A' given, without forming the sum."""
+    """Return x (W + scaling * B A)' + b, (tokens, out); with ``h`` = x A' given, without forming the sum."""
     if h is None:
         return F.linear(x, torch.addmm(W, B, A, alpha=scaling), b)
     return F.linear(x, W, b).addmm_(h, B.T, alpha=scaling)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,7 +52,8 @@ def inject_lora(
         raise ValueError("The model holds LoRA adapters already; inject into a fresh copy of the base.")
     saved = matching_modules(model, config.modules_to_save, "modules_to_save")
     targets = find_targets(model, config)
-    linears = {name: model.get_submodule(name) for name in targets}  # a layer may have two names
+    # a layer may have two names
+    linears: dict[str, Any] = {name: model.get_submodule(name) for name in targets}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         made = {linear: make(linear, config) for linear in dict.fromkeys(linears.values())}
@@ -65,7 +67,7 @@ def inject_lora(
     freeze_parameters_except_lora_and_bias(model, config.bias)
     for name in saved:
         model.get_submodule(name).requires_grad_(True)
-    model.lora_config = config
+    model.lora_config = config  # type: ignore[assignment]  # torch knows of tensors and modules only
     return model
 
 
@@ -80,7 +82,8 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     """
     saved = matching_modules(model, config.modules_to_save, "modules_to_save")
     if config.target_modules == ALL_LINEAR:
-        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        find_output = getattr(model, "get_output_embeddings", lambda: None)
+        output = find_output()
         inside = {id(m.out_proj) for _, m in _modules(model) if isinstance(m, nn.MultiheadAttention)}
         left_out = inside | {id(output)}
         linear = [n for n, m in _modules(model) if isinstance(m, nn.Linear) and id(m) not in left_out]
@@ -165,9 +168,9 @@ def freeze_parameters_except_lora_and_bias(
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad or name.rpartition(".")[2] == "bias")
     kinds = (nn.LayerNorm,) * layer_norms + (nn.Embedding,) * embeddings
-    for module in model.modules():
-        if isinstance(module, kinds):
-            module.requires_grad_(True)
+    for part in model.modules():
+        if isinstance(part, kinds):
+            part.requires_grad_(True)
 
 
 @contextmanager

@@ -211,7 +211,7 @@ class LoraLinear(LoraModule, nn.Linear):
         self.lora_dropout = nn.Dropout(config.lora_dropout)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, config: LoraConfig) -> LoraLinear:
+    def from_linear(cls, linear: nn.Linear, config: LoraConfig) -> Self:
         """Adapt an existing layer: same weight and bias (not copies), same device, dtype, mode and hooks.
 
         A layer with packed weights raises ``TypeError``, unless it comes with a subclass of its own.
@@ -227,6 +227,7 @@ class LoraLinear(LoraModule, nn.Linear):
         return layer.train(linear.training)
 
     def plain(self) -> nn.Linear:
+        """The layer without its adapter: the same weight and bias, not copies."""
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         linear.weight, linear.bias = self.weight, self.bias
         keep_hooks(self, linear)
@@ -237,7 +238,8 @@ class LoraLinear(LoraModule, nn.Linear):
         """``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` with rsLoRA."""
         return self.lora_config.scaling
 
-    def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def lora_factors(self) -> dict[str, tuple[Tensor, ...]]:
+        """``weight``: lora_A (r, in) and lora_B (out, r)."""
         return {"weight": (self.lora_A, self.lora_B)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -250,4 +252,5 @@ class LoraLinear(LoraModule, nn.Linear):
         return (y + update * self.scaling).to(y.dtype)
 
     def extra_repr(self) -> str:
+        """What ``print(model)`` says of the layer: its sizes, the rank and alpha."""
         return f"{super().extra_repr()}, r={self.lora_config.r}, lora_alpha={self.lora_config.lora_alpha}"

@@ -56,6 +56,7 @@ class DoraLinear(_FromLinear):
         self.lora_magnitude = nn.Parameter(norms)
 
     def lora_factors(self) -> dict[str, tuple[Tensor, ...]]:
+        """``weight``: lora_A (r, in), lora_B (out, r) and lora_magnitude (out,)."""
         return {"weight": (self.lora_A, self.lora_B, self.lora_magnitude)}
 
     @torch.no_grad()
@@ -102,6 +103,9 @@ class PissaLinear(_FromLinear):
     ValueError
         If ``lora_dropout`` is not 0: it would drop a part of the pretrained weight itself.
     """
+
+    start_A: Tensor  # the factors as they started, on the layer's device
+    start_B: Tensor
 
     def _add_lora(self, config: LoraConfig) -> None:
         if config.lora_dropout:
@@ -161,8 +165,8 @@ def pissa_to_lora(model: nn.Module, base: nn.Module) -> nn.Module:
         If ``model`` holds other adapters than PiSSA's, ``base`` has other weights, or twice the rank is above
         the smaller side of a layer.
     """
-    layers = dict(lora_modules(model))
-    if not layers or not all(isinstance(layer, PissaLinear) for layer in layers.values()):
+    layers = {name: layer for name, layer in lora_modules(model) if isinstance(layer, PissaLinear)}
+    if not layers or len(layers) < len(dict(lora_modules(model))):
         raise ValueError("This model's adapters are not PiSSA's; there is nothing to convert.")
     own = dict(base.named_parameters())
     for name, layer in layers.items():
@@ -172,11 +176,11 @@ def pissa_to_lora(model: nn.Module, base: nn.Module) -> nn.Module:
             raise ValueError(
                 f"base has another {name}.weight than the one that PiSSA took apart. Load that base again."
             )
-    old = model.lora_config
+    old = next(iter(layers.values())).lora_config
     alpha = old.lora_alpha * (math.sqrt(2) if old.use_rslora else 2)  # the scale stays what it was
     inject_lora(base, dataclasses.replace(old, r=2 * old.r, lora_alpha=alpha))
     for name, layer in layers.items():
-        new = base.get_submodule(name)
+        new: Any = base.get_submodule(name)
         new.lora_A.copy_(torch.cat([layer.lora_A, layer.start_A]))  # (2r, in)
         new.lora_B.copy_(torch.cat([layer.lora_B, -layer.start_B], dim=1))  # (out, 2r)
     for name, parameter in model.named_parameters():

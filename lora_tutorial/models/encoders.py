@@ -216,9 +216,10 @@ def _load_weights(folder: Path, model_class: type[RobertaFamily], overrides: dic
         )
     try:
         with quiet():
-            model, report = model_class.from_pretrained(
+            loaded: Any = model_class.from_pretrained(
                 folder, output_loading_info=True, dtype=torch.float32, **overrides
             )
+            model, report = loaded
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"The weights in {folder} cannot be read ({error}); remove that folder or save anew."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +14,7 @@ from lora_tutorial.storage import downloads, files
 
 # MiniLM-L6-H384 in RobertaConfig's terms: the vocabulary, [PAD], [CLS] and [SEP] are BERT's. One position
 # more than BERT has, because RoBERTa counts positions from pad_token_id + 1.
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "vocab_size": 30522,
     "hidden_size": 384,
     "num_hidden_layers": 6,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,7 @@ class LoraRobertaSelfAttention(LoraModule, RobertaSelfAttention):
         return module
 
     def plain(self) -> RobertaSelfAttention:
+        """The module without its adapter: the same query, key and value, not copies."""
         with torch.device("meta"):
             module = RobertaSelfAttention(self.config, self.is_causal, self.layer_idx)
         module.query, module.key, module.value = self.query, self.key, self.value
@@ -80,10 +81,11 @@ class LoraRobertaSelfAttention(LoraModule, RobertaSelfAttention):
 
     @property
     def lora_scaling(self) -> float:
-        """``lora_alpha / r``. (``scaling`` is taken: attention's own 1 / sqrt(head size).)"""
+        """``lora_alpha / r``; ``scaling`` is taken, by attention's own 1 / sqrt(head size)."""
         return self.lora_config.scaling
 
-    def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def lora_factors(self) -> dict[str, tuple[Tensor, ...]]:
+        """``query.weight`` and ``value.weight``: A (r, hidden) and B (hidden, r) of each."""
         return {
             "query.weight": (self.lora_query_A, self.lora_query_B),
             "value.weight": (self.lora_value_A, self.lora_value_B),
@@ -233,9 +235,9 @@ class LoraWrapperRoberta(nn.Module):
         self.model = load_encoder(chosen.model_id, weights=chosen.weights).model
         self.config = self.model.config
         with torch.device(self.model.device):
-            self.finetune_head_norm = nn.LayerNorm(self.config.hidden_size)
+            self.finetune_head_norm: nn.Module = nn.LayerNorm(self.config.hidden_size)
             self.finetune_head_dropout = nn.Dropout(chosen.dropout_rate)
-            self.finetune_head_classifier = nn.Linear(self.config.hidden_size, outputs)
+            self.finetune_head_classifier: nn.Module = nn.Linear(self.config.hidden_size, outputs)
             if chosen.head == "roberta":
                 self._use_roberta_head(chosen.dropout_rate)
         if chosen.lora_rank is not None:
@@ -248,11 +250,12 @@ class LoraWrapperRoberta(nn.Module):
         )
 
     def _use_roberta_head(self, dropout_rate: float) -> None:
-        size, out = self.config.hidden_size, self.finetune_head_classifier
+        size, out = self.config.hidden_size, cast(nn.Linear, self.finetune_head_classifier)
         self.finetune_head_norm = nn.Identity()
-        parts: dict[str, nn.Module] = {"dense": nn.Linear(size, size), "tanh": nn.Tanh()}
+        dense = nn.Linear(size, size)
+        parts: dict[str, nn.Module] = {"dense": dense, "tanh": nn.Tanh()}
         parts |= {"dropout": nn.Dropout(dropout_rate), "out_proj": out}
-        for linear in (parts["dense"], out):
+        for linear in (dense, out):
             nn.init.normal_(linear.weight, std=self.config.initializer_range)
             nn.init.zeros_(linear.bias)
         if self.task_type == "glue":
@@ -293,8 +296,10 @@ class LoraWrapperRoberta(nn.Module):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
     ) -> SequenceClassifierOutput | QuestionAnsweringModelOutput:
-        """Score ``input_ids`` (batch, tokens): ``logits`` (batch, classes), or for SQuAD ``start_logits`` and
-        ``end_logits`` (batch, tokens). With labels or positions the ``loss`` comes along.
+        """Score ``input_ids`` (batch, tokens).
+
+        That gives ``logits`` (batch, classes), or for SQuAD ``start_logits`` and ``end_logits`` (batch,
+        tokens). With labels or positions the ``loss`` comes along.
         """
         hidden = self.model(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
@@ -335,6 +340,7 @@ def _number_of_outputs(task_type: str, num_classes: int | None) -> int:
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of ``logits`` (batch, classes), or with one output the mean squared error."""
     if logits.shape[1] > 1:
         return F.cross_entropy(logits, labels)
     # Squeeze first: (batch, 1) against (batch,) would broadcast to (batch, batch) without a word.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["STYLES", "learning_curves", "run_curves", "score_against_parameters", "spread_apart"]
 
 # A method's colour, marker and line: no reader depends on the colour alone.
-STYLES: dict[str, tuple[str, str, str]] = {
+STYLES: dict[str, tuple[str, str, Any]] = {
     "head": (ROLES["head"], "s", ":"),
     "bitfit": (ROLES["bitfit"], "^", "-."),
     "lora": (ROLES["lora"], "o", "-"),

@@ -211,7 +211,7 @@ def _panels(chosen: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, Sequence[A
     fig, axes = plt.subplots(len(counts), 1, figsize=size, height_ratios=counts, squeeze=False)
     for axis, (title, rows) in zip(axes[:, 0], chosen.items(), strict=True):
         _name_rows(axis, title, list(rows))
-    return fig, axes[:, 0]
+    return fig, list(axes[:, 0])
 
 
 def _stack(axis: Axes, place: int, parts: Iterable[tuple[float, str]]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Self
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -22,6 +23,7 @@ class LoraLinear4bit(LoraLinear, Linear4bit):
     """
 
     packed = True
+    weight: Params4bit
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         raise TypeError(
@@ -29,7 +31,7 @@ class LoraLinear4bit(LoraLinear, Linear4bit):
         )
 
     @classmethod
-    def from_linear(cls, linear: Linear4bit, config: LoraConfig) -> LoraLinear4bit:
+    def from_linear(cls, linear: nn.Linear, config: LoraConfig) -> Self:
         """Adapt a quantised layer: the same codes, scales and bias, not copies.
 
         Raises
@@ -46,6 +48,7 @@ class LoraLinear4bit(LoraLinear, Linear4bit):
         return layer
 
     def plain(self) -> Linear4bit:
+        """The layer without its adapter: the same codes, scales and bias, not copies."""
         linear = Linear4bit(
             self.in_features,
             self.out_features,
@@ -69,8 +72,8 @@ class LoraLinear4bit(LoraLinear, Linear4bit):
             Always; the message says what to do instead.
         """
         raise ValueError(
-            "This weight is stored in 4 bits, and rounding the sum to sixteen levels would lose a small update "
-            "and add noise to a large one. "
+            "This weight is stored in 4 bits, and rounding the sum to sixteen levels would lose a small "
+            "update and add noise to a large one. "
             "Call dequantize_linears(model) and merge into what it gives, or inject the same configuration "
             "into the base in floating point, copy lora_A and lora_B there, and merge that."
         )
@@ -131,7 +134,7 @@ def quantize_linears(model: nn.Module) -> nn.Module:
     What ``BitsAndBytesConfig`` does while it loads a checkpoint (QLoRA, section 3), for a model that is there
     already. Biases stay as they are.
     """
-    settings = {"compress_statistics": True, "quant_type": "nf4"}
+    settings: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
     for name, linear in list(model.named_modules()):
         if type(linear) is nn.Linear:
             layer = Linear4bit(
@@ -165,15 +168,17 @@ def dequantize_linears(model: nn.Module) -> nn.Module:
     for name, layer in layers:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, _dequantized(layer))
-    if getattr(model, "hf_quantizer", None) is not None:  # else it would be saved as a 4-bit model
-        model.hf_quantizer.remove_quantization_config(model)
-        model.is_loaded_in_4bit = False
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:  # else it would be saved as a 4-bit model
+        quantizer.remove_quantization_config(model)
+        model.is_loaded_in_4bit = False  # type: ignore[assignment]
     return model
 
 
 def _dequantized(layer: Linear4bit) -> nn.Linear:
     linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-    values = dequantize_4bit(layer.weight.data, layer.weight.quant_state)  # (out, in)
+    weight: Any = layer.weight  # Params4bit, which has the scales
+    values = dequantize_4bit(weight.data, weight.quant_state)  # (out, in)
     linear.weight, linear.bias = nn.Parameter(values, requires_grad=False), layer.bias
     linear.train(layer.training)
     keep_hooks(layer, linear)

@@ -161,14 +161,15 @@ def quantize_4bit(
         normalised = torch.nn.functional.pad(normalised, (0, 1))
     midpoints = (levels[:-1] + levels[1:]) / 2
     codes = torch.bucketize(normalised, midpoints).to(torch.uint8)  # how many midpoints lie strictly below
-    scales = quantize_scales(scales) if double else scales
-    return QuantizedWeight(pack_codes(codes), scales, weight.shape, weight.dtype, block_size, levels)
+    kept = quantize_scales(scales) if double else scales
+    return QuantizedWeight(pack_codes(codes), kept, weight.shape, weight.dtype, block_size, levels)
 
 
 def dequantize_4bit(quantized: QuantizedWeight) -> Tensor:
     """Return level times scale for every code, with the shape and dtype of the original weight."""
-    double = isinstance(quantized.scales, QuantizedScales)
-    scales = dequantize_scales(quantized.scales) if double else quantized.scales
+    scales = quantized.scales
+    if isinstance(scales, QuantizedScales):
+        scales = dequantize_scales(scales)
     values = quantized.levels[quantized.codes.long()]
     per_weight = scales.repeat_interleave(quantized.block_size)[: values.numel()]
     return (values * per_weight).to(quantized.dtype).reshape(quantized.shape)  # (n,) -> the weight's shape

@@ -66,7 +66,7 @@ class Reader:
         """
         if accelerator is not None and (self._prepared is None or self._prepared[0] is not accelerator):
             self._prepared = accelerator, accelerator.prepare(self._loader)
-        loader = self._loader if accelerator is None else self._prepared[1]
+        loader = self._loader if accelerator is None or self._prepared is None else self._prepared[1]
         device = next(model.parameters()).device
         start: list[Any] = [None] * len(self.windows.rows)
         end: list[Any] = [None] * len(self.windows.rows)
@@ -161,7 +161,7 @@ class SquadScorer:
         return dict(self.scores)
 
     def _score(self, model: nn.Module, accelerator: Accelerator | None) -> dict[str, float]:
-        if self._held_out_reader is not None:
+        if self._held_out_reader is not None and self.held_out is not None:
             golds = [answers["text"] for answers in self.held_out["answers"]]
             self.threshold = choose_threshold(self._held_out_reader(model, accelerator), golds)
         self.answers = self._reader(model, accelerator)
@@ -169,7 +169,9 @@ class SquadScorer:
             {"id": identifier, "answers": answers}
             for identifier, answers in zip(self.reported["id"], self.reported["answers"], strict=True)
         ]
-        predictions = [{"id": answer.id, "prediction_text": answer.text()} for answer in self.answers]
+        predictions: list[dict[str, Any]] = [
+            {"id": answer.id, "prediction_text": answer.text()} for answer in self.answers
+        ]
         if self.threshold is None:
             return load_metric(self.task).compute(predictions=predictions, references=references)
         for prediction, answer in zip(predictions, self.answers, strict=True):

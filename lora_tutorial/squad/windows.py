@@ -171,8 +171,8 @@ def answer_positions(
     ] = {}  # characters that the answer's tokens cover in all windows together
     for row, window in zip(owners, offsets, strict=True):
         tokens = None
-        if answers[row] is not None:
-            start, text = answers[row]
+        if (known_answer := answers[row]) is not None:
+            start, text = known_answer
             tokens = locate(window, start, start + len(text))
         if tokens is not None:
             first, last = int(window[tokens[0], 0]), int(window[tokens[1], 1])
@@ -184,8 +184,10 @@ def answer_positions(
             raise ValueError(f"The answer {answer[1]!r} of question {ids[row]!r} has no token; leave it out.")
     positions = []
     for row, window, tokens in zip(owners, offsets, found, strict=True):
-        whole = tokens is not None and (window[tokens[0], 0], window[tokens[1], 1]) == extent[row]
-        positions.append(tokens if whole else (NOWHERE, NOWHERE))
+        if tokens is not None and (window[tokens[0], 0], window[tokens[1], 1]) == extent[row]:
+            positions.append(tokens)
+        else:
+            positions.append((NOWHERE, NOWHERE))
     return positions
 
 

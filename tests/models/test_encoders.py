@@ -92,7 +92,7 @@ def test_the_conversion_happens_once_and_its_folder_names_the_weights(monkeypatc
     assert load_file(first / "model.safetensors").keys() == minilm.model.state_dict().keys()
     fixed = json.loads((first / "tokenizer.json").read_text(encoding="utf-8"))
     assert fixed["truncation"] is None and fixed["padding"] is None
-    monkeypatch.setattr(conversion, "_convert", pytest.fail)
+    monkeypatch.setattr(conversion, "load_file", pytest.fail)
     monkeypatch.setattr(downloads, "fetch", pytest.fail)
     assert minilm_folder() == first
 
@@ -102,11 +102,11 @@ def test_an_interrupted_conversion_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("LORA_TUTORIAL_CACHE", str(tmp_path))
     monkeypatch.setattr(downloads, "fetch", lambda name: source)
 
-    def interrupted(source, target):
-        (target / "config.json").write_text("{")
+    def interrupted(tensors, path, metadata):
+        path.write_bytes(b"{")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, "_convert", interrupted)
+    monkeypatch.setattr(conversion, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         minilm_folder()
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == []

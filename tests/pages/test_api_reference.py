@@ -1,5 +1,7 @@
 """The reference of the package: every module has its place, and a docstring names only what there is."""
 
+import ast
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -94,6 +96,31 @@ def test_a_name_means_what_it_means_where_it_stands():
     assert look_up("LoraLiner", name) is NOWHERE
     assert look_up("torch.nowhere.Thing", name) is NOWHERE
     assert names_for_types("lora_tutorial.pages.explorables", "HTML") == {"IPython.display"}
+
+
+def named_in_docstrings(module):
+    """The names between single backticks in a module's docstrings, each with the class it stands in."""
+    path = (ROOT / module.replace(".", "/")).with_suffix(".py")
+    tree = ast.parse(path.read_text(encoding="utf8"))
+    holders = {
+        child: node.name for node in tree.body if isinstance(node, ast.ClassDef) for child in node.body
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            holder = node.name if isinstance(node, ast.ClassDef) else holders.get(node)
+            for name in re.findall(r"(?<![`:\w])`([^`\n]+)`(?![`_])", ast.get_docstring(node) or ""):
+                yield name, holder
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_docstrings_name_what_there_is(folder):
+    wrong = [
+        f"{module}: {name}"
+        for module in modules(folder)
+        for name, holder in named_in_docstrings(module)
+        if look_up(name, module, holder) is NOWHERE
+    ]
+    assert wrong == []
 
 
 def test_every_folder_of_the_package_has_its_page():
