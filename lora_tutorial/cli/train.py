@@ -74,7 +74,6 @@ def train(
     checks.check_encoder(encoder)
     checks.check_recipe(chosen, checks.check_task(name, source))
 
-    say(f"Fine-tuning {encoder} on {name} by {method}: {chosen.epochs} epoch(s), r = {rank}, seed {seed}.")
     options = {"resume": resume, "checkpoint_every": checkpoint_every, "log_with": log_with or ()}
     settings = {"source": source, "seed": seed, "lora": lora, "head": head, "start": start}
     _run(folder, options, recipe=chosen, task=name, encoder=encoder, method=method, **settings)
@@ -82,7 +81,9 @@ def train(
 
 def _run(folder: Path, options: dict[str, Any], **experiment: Any) -> None:
     """The run itself, after everything was found good; importing what it takes is part of the wait."""
+    what = "{encoder} on {task} by {method}: {recipe.epochs} epoch(s), r = {lora.r}, seed {seed}"
     try:
+        say(f"Fine-tuning {what.format(**experiment)}.")
         from lora_tutorial.experiments.experiment import Experiment
         from lora_tutorial.experiments.run import run_experiment, save_run_adapter
         from lora_tutorial.models.encoders import quiet
