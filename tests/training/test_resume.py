@@ -12,11 +12,23 @@ from lora_tutorial.training.records import load_record
 
 
 def test_an_interrupted_run_goes_on_from_its_last_checkpoint(part, whole):
+    left = part / "checkpoints" / ".step-00000015.abc"  # by a kill in the middle of a write
+    left.mkdir()
     model = tiny.model()
     steps = []
     model.register_forward_hook(lambda module, *_: steps.append(1) if module.training else None)
     assert_same_end(go(part, model), whole)
-    assert len(steps) == 12
+    assert len(steps) == 12 and not left.exists()
+
+
+def test_an_epochs_last_step_is_saved_with_its_scores_or_not_at_all(tmp_path, whole):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "run", checkpoint_every=8, scorer=interrupted)
+    assert checkpoints.resume_point(tmp_path / "run") is None
+    assert_same_end(go(tmp_path / "run", checkpoint_every=8), whole)
 
 
 def test_an_interruption_at_the_end_of_an_epoch_changes_nothing_either(tmp_path, whole):
