@@ -177,8 +177,9 @@ class Trainer:
 
         self.examples, self.steps_per_epoch = len(cast(Sized, train_loader.dataset)), len(train_loader)
         self.total_steps = self.steps_per_epoch * recipe.epochs
+        groups = checks.parameter_groups(model, recipe.weight_decay)
         optimizer = torch.optim.AdamW(
-            checks.parameter_groups(model, recipe.weight_decay),
+            groups if options.groups is None else options.groups(model, recipe.learning_rate),
             lr=recipe.learning_rate,
             betas=(0.9, recipe.adam_beta2),
             eps=recipe.adam_epsilon,
