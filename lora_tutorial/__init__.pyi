@@ -165,8 +165,11 @@ from .squad.windows import source_text as source_text
 from .storage.downloads import AssetError as AssetError
 from .storage.downloads import fetch as fetch
 from .storage.hub import HubUnreachableError as HubUnreachableError
+from .training.checkpoints import CheckpointError as CheckpointError
+from .training.checkpoints import resume_point as resume_point
 from .training.recipes import PAPER as PAPER
 from .training.recipes import Recipe as Recipe
+from .training.recipes import RunOptions as RunOptions
 from .training.recipes import load_recipe as load_recipe
 from .training.records import RunRecord as RunRecord
 from .training.records import load_record as load_record
