@@ -100,8 +100,15 @@ def linear_probe(
     def score(gold: Any, guessed: Any) -> float:
         return metric.compute(predictions=list(guessed), references=list(gold))[metric.main_score]
 
+    rarest = len(y) if regression else int(np.unique(y, return_counts=True)[1].min())
+    folds = min(FOLDS, rarest)
+    if folds < 2:
+        raise ValueError(
+            f"The linear probe is fitted by cross-validation, and a class has {rarest} training row; give at "
+            "least two of each class."
+        )
     search = GridSearchCV(
-        make_pipeline(StandardScaler(), head), strengths, scoring=make_scorer(score), cv=FOLDS
+        make_pipeline(StandardScaler(), head), strengths, scoring=make_scorer(score), cv=folds
     )
     search.fit(x, y)
     probes = {}

@@ -325,6 +325,15 @@ def test_the_majority_and_the_mean_are_what_they_say(data):
     assert majority_baseline(stsb, load_metric("pearson_spearman"), "validation")["pearson"] == 0
 
 
+def test_a_class_with_one_row_is_no_case_for_cross_validation(encoder, tmp_path):
+    rows = [{"sentence": text, "label": int(i == 0)} for i, text in enumerate((*GOOD, *BAD))]
+    for split in ("train", "validation"):
+        write(tmp_path / "sst2", split, rows)
+    recipe = load_recipe("cpu", **BRIEF)
+    with pytest.raises(ValueError, match="a class has 1 training row; give at least two"):
+        run_experiment(Experiment(recipe, "sst2", encoder, "head", str(tmp_path)), baselines=True, **QUIET)
+
+
 def test_baselines_stand_beside_a_run_and_pairs_have_their_path(data, encoder):
     recipe = load_recipe("cpu", **BRIEF)
     result = run_experiment(Experiment(recipe, "stsb", encoder, "head", str(data)), baselines=True, **QUIET)
