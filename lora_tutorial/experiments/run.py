@@ -35,13 +35,11 @@ from lora_tutorial.experiments.inputs import (
     train_loader,
 )
 from lora_tutorial.lora.config import LoraConfig
-from lora_tutorial.lora.fast import use_fast_layers
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias
 from lora_tutorial.lora.merge import factor_names
 from lora_tutorial.lora.parameters import parameters_hash
 from lora_tutorial.lora.variants import VARIANTS
 from lora_tutorial.models.encoders import load_tokenizer
-from lora_tutorial.models.fast_roberta import use_fast_attention
 from lora_tutorial.models.roberta import LoraWrapperRoberta
 from lora_tutorial.training.recipes import METHODS, Recipe
 from lora_tutorial.training.records import RunRecord
@@ -85,7 +83,7 @@ def build_model(
         Set before head and adapters are drawn.
     lora, variant, bits
         As for `Experiment`. Plain LoRA on query and value is the attention written by hand; anything else is
-        injected. Both compute in their fast forms.
+        injected.
     **options
         Further options of `LoraWrapperRoberta`, such as ``head`` and ``pooling``.
 
@@ -122,8 +120,6 @@ def build_model(
         if method == "full":
             model.model.requires_grad_(True)
     model.freeze_pooler()  # nothing reads it
-    use_fast_layers(model)
-    use_fast_attention(model)
     return model
 
 
