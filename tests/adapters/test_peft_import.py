@@ -48,6 +48,16 @@ def test_a_renamed_adapter_of_peft(tmp_path: Path) -> None:
     assert torch.equal(logits(import_peft(tmp_path / "mine", base())), logits(theirs))
 
 
+def test_an_adapter_that_peft_saved_in_half_precision(tmp_path: Path) -> None:
+    model = adapted(CONFIGS["query and value"])
+    folder = export_peft(model, tmp_path / "adapter")
+    change_tensors(folder, lambda t: {n: v.bfloat16() for n, v in t.items()})
+    ours = import_peft(folder, base())
+    assert all(p.dtype == torch.float32 for p in ours.parameters())
+    assert torch.allclose(logits(ours), logits(model), atol=0.02)
+    assert not torch.equal(logits(ours), logits(model))
+
+
 def wrong_shape(folder: Path) -> None:
     change_tensors(folder, lambda t: {n: v.t().contiguous() if "lora_A" in n else v for n, v in t.items()})
 
