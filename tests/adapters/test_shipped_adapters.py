@@ -12,12 +12,12 @@ from lora_tutorial import load_adapter
 from lora_tutorial.adapters.files import TENSORS, read_adapter
 from lora_tutorial.adapters.shelf import AdapterShelf
 from lora_tutorial.adapters.shipped import stored_adapters
-from lora_tutorial.data.batches import make_loader, tokenize
+from lora_tutorial.data.batches import tokenize
 from lora_tutorial.data.metrics import load_metric
 from lora_tutorial.data.sources import load_task
 from lora_tutorial.data.tasks import DATA, LoadedTask, get_task
-from lora_tutorial.experiments.evaluate import EVALUATION_BATCH, OVERLAP, score_split
-from lora_tutorial.experiments.run import data_hash
+from lora_tutorial.experiments.evaluate import RowEvaluator
+from lora_tutorial.experiments.inputs import EVALUATION_BATCH, OVERLAP, data_hash
 from lora_tutorial.experiments.ship import CARD, LIMIT
 from lora_tutorial.models.encoders import ENCODERS, load_tokenizer
 from lora_tutorial.squad.evaluator import Reader
@@ -103,10 +103,8 @@ def test_its_score_comes_out_again(task, data_folder):
     loaded, record, tokenizer, max_length = opened(task, data_folder)
     rows = LoadedTask(loaded.task, type(loaded.data)(validation=loaded.data["validation"]))
     tokens = tokenize(rows, tokenizer, max_length)["validation"]
-    loader = make_loader(tokens, tokenizer, EVALUATION_BATCH, sort_by_length=True)
-    lengths = [len(ids) for ids in tokens["input_ids"]]
-    metric = load_metric(loaded.task.metric)
-    found = score_split(load_adapter(SHIPPED[task]), loader, metric, lengths)
+    evaluator = RowEvaluator(loaded.task.metric, tokens, tokenizer)
+    found = evaluator.evaluate(load_adapter(SHIPPED[task])).summary()
     expected = record.extra["splits"]["validation"]
     assert found["rows"] == expected["rows"]
     alike = found["predictions_sha256"] == expected["predictions_sha256"]  # a regression's to four decimals
