@@ -31,7 +31,7 @@ def hold(folder):
 
 
 def test_a_folder_is_held_by_one_block_at_a_time(tmp_path):
-    folder = tmp_path / "runs" / "mine"
+    folder = tmp_path / "new" / "runs" / "mine"
     with files.folder_lock(folder, "the run"):
         assert not folder.exists()
         with (
@@ -105,7 +105,7 @@ def test_every_file_and_folder_is_on_the_disk_before_it_is_in_place(tmp_path, mo
 
 
 def test_a_folder_is_whole_or_absent_and_gives_way_only_if_it_may(tmp_path):
-    path = tmp_path / "new" / "run"
+    path = tmp_path / "new" / "runs" / "run"
     for content in ("first", "second"):
         with files.atomic_folder(path) as folder:
             (folder / content).write_text(content)
