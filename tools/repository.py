@@ -23,6 +23,7 @@ PLACES = (
     "pyproject.toml",
     "book/*.ipynb",
     "book/*.md",
+    "lora_tutorial/cli/main.py",
     ".github/**/*.yml",
     ".github/**/*.md",
 )

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 
 class FolderInUseError(RuntimeError):
     """Another process is writing into the folder."""
@@ -123,6 +121,8 @@ def folder_lock(folder: str | os.PathLike[str], what: str = "the folder") -> Ite
     FolderInUseError
         If another process, or another block of this one, holds the folder.
     """
+    from filelock import FileLock, Timeout  # here, so that the records of a chapter need no more than torch
+
     folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = lock_file(folder)
