@@ -1,7 +1,7 @@
 """Put the adapters of finished runs among those that come with the book, each with its card.
 
-Run it from the repository with names of runs: ``python benchmarks/ship.py glue/mrpc-all-8-lr0.0005-seed0``. Each
-needs its folder in ``runs`` and its record in ``benchmarks/results``. The adapter, with a card written
+Run it from the repository with names of runs: ``python benchmarks/ship.py glue/mrpc-all-8-lr0.0005-seed0``.
+Each needs its folder in ``runs`` and its record in ``benchmarks/results``. The adapter, with a card written
 from the record, goes to ``benchmarks/adapters/<task>``.
 """
 

@@ -13,6 +13,7 @@ import ast
 import builtins
 import importlib
 import inspect
+import logging as stdlib_logging
 import pkgutil
 import re
 from typing import Any
@@ -38,6 +39,8 @@ SHOWN = re.compile(r'<code class="api-name">([\w.]+)</code>')
 NOWHERE = object()
 
 logger = logging.getLogger(__name__)
+# It remarks on a kernel that this machine lacks, when it is imported; nothing of ours is wrong then.
+stdlib_logging.getLogger("bitsandbytes").setLevel(stdlib_logging.ERROR)
 
 
 def modules(folder: str) -> list[str]:
