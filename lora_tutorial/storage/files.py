@@ -127,13 +127,17 @@ def folder_lock(folder: str | os.PathLike[str], what: str = "the folder") -> Ite
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = lock_file(folder)
     lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise FolderInUseError(
-            f"Another process is working on {what} in {folder}; wait until it has ended, or choose another "
-            "folder."
-        ) from None
+    for attempt in range(3):
+        try:
+            lock.acquire(timeout=0)
+            break
+        except Timeout:
+            # filelock takes no file that its last holder removed since it was opened: then there is a next one
+            if file.exists() or attempt == 2:
+                raise FolderInUseError(
+                    f"Another process is working on {what} in {folder}; wait until it has ended, or choose "
+                    "another folder."
+                ) from None
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """Files and folders that are whole or absent, and the lock that one process holds on a folder."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -64,6 +65,27 @@ def test_another_process_is_refused_until_the_holder_is_gone_by_kill_9_too(tmp_p
     with files.folder_lock("mine"):
         assert files.lock_file(tmp_path / "mine").exists()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
+def test_one_holder_where_the_lock_file_is_removed_between_opening_and_locking_it(tmp_path, monkeypatch):
+    import fcntl
+
+    folder, lock = tmp_path / "mine", fcntl.flock
+
+    def after_the_holder_has_ended(*arguments):
+        monkeypatch.undo()
+        holder.close()
+        assert list(tmp_path.iterdir()) == []
+        lock(*arguments)
+
+    with contextlib.ExitStack() as holder:
+        holder.enter_context(files.folder_lock(folder))
+        monkeypatch.setattr(fcntl, "flock", after_the_holder_has_ended)
+        with files.folder_lock(folder):
+            assert fcntl.flock is lock and files.lock_file(folder).exists()
+            with pytest.raises(files.FolderInUseError), files.folder_lock(folder):
+                pytest.fail("held twice")
 
 
 def test_a_file_is_whole_or_absent_readable_to_others_and_its_folder_is_made(tmp_path, monkeypatch):
