@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from bench_rows import BAD, BRIEF, GOOD, write
+from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -21,7 +22,7 @@ from lora_tutorial.experiments import run
 from lora_tutorial.experiments.baselines import linear_probe, majority_baseline, pooled_vectors
 from lora_tutorial.experiments.evaluate import RowEvaluator, make_evaluators, predictions_hash
 from lora_tutorial.experiments.experiment import Experiment
-from lora_tutorial.experiments.inputs import hold_out, make_loaders, tokenize_rows
+from lora_tutorial.experiments.inputs import data_hash, hold_out, make_loaders, tokenize_rows
 from lora_tutorial.experiments.run import (
     TRAINED,
     build_model,
@@ -182,6 +183,27 @@ def test_the_held_out_rows_are_a_share_of_those_a_run_would_train_on(data):
     assert hold_out(loaded, recipe, 0.2).data["held_out"]["sentence"] == parts["held_out"]["sentence"]
     with pytest.raises(ValueError, match="held_out=1 is not a share"):
         hold_out(loaded, recipe, 1)
+
+
+def test_the_training_rows_are_the_recipes_draw_whatever_the_seed(data, encoder):
+    loaded, tokenizer = load_task("sst2", data), load_tokenizer(encoder)
+    recipe = load_recipe("cpu", max_examples=7)
+    tokens = tokenize_rows(loaded, tokenizer, recipe)["train"]
+    chosen = loaded.data["train"].select(recipe.subset(40, seed=0))["sentence"]
+    assert [tokenizer(text)["input_ids"] for text in chosen] == list(tokens["input_ids"])
+    assert recipe.subset(40, seed=0) != recipe.subset(40, seed=1)
+
+
+def test_the_data_hash_is_over_every_row_split_and_letter():
+    """Records hold such hashes, so a change of the rule would make every one of them another's."""
+    rows = {
+        "train": Dataset.from_list([{"text": "Köln", "label": 1}]),
+        "test": Dataset.from_list([{"text": ""}]),
+    }
+    first = data_hash(rows)
+    assert first == "22ade2c9b5a96ba86831111c5b04a54004e77c13e82dabacc87993cc45174ddc"
+    assert data_hash(reversed(list(rows.items()))) == first
+    assert data_hash({"train": rows["train"]}) != first != data_hash(rows | {"test": rows["train"]})
 
 
 def test_of_questions_whole_articles_are_held_out_and_the_threshold_has_its_own(questions, question_encoder):
