@@ -109,6 +109,7 @@ from .models.fast_roberta import use_fast_attention as use_fast_attention
 from .models.minilm import minilm_folder as minilm_folder
 from .models.roberta import LoraRobertaSelfAttention as LoraRobertaSelfAttention
 from .models.roberta import LoraWrapperRoberta as LoraWrapperRoberta
+from .models.roberta import WrapperOptions as WrapperOptions
 from .models.roberta import classification_loss as classification_loss
 from .pages import plots as plots
 from .pages.benchmark_plots import STYLES as STYLES
