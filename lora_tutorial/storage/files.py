@@ -132,7 +132,7 @@ def folder_lock(folder: str | os.PathLike[str], what: str = "the folder") -> Ite
             lock.acquire(timeout=0)
             break
         except Timeout:
-            # filelock takes no file that its last holder removed since it was opened: then there is a next one
+            # filelock takes no file that its last holder has removed since it was opened: try the next one
             if file.exists() or attempt == 2:
                 raise FolderInUseError(
                     f"Another process is working on {what} in {folder}; wait until it has ended, or choose "
