@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +11,12 @@ from rich.table import Table
 
 from lora_tutorial.cli import checks
 from lora_tutorial.cli.screen import console, say
+from lora_tutorial.data import own_file
 
 if TYPE_CHECKING:
+    from lora_tutorial.data.tasks import LoadedTask
     from lora_tutorial.experiments.run import Result
+    from lora_tutorial.training.recipes import Recipe
 
 
 class Stopped(Exception):  # noqa: N818 - Ctrl-C is no error
@@ -85,11 +89,18 @@ def _run(folder: Path, options: dict[str, Any], **experiment: Any) -> None:
     try:
         say(f"Fine-tuning {what.format(**experiment)}.")
         from lora_tutorial.experiments.experiment import Experiment
-        from lora_tutorial.experiments.run import run_experiment, save_run_adapter
-        from lora_tutorial.models.encoders import quiet
+        from lora_tutorial.experiments.run import prepare, run_experiment, save_run_adapter
+        from lora_tutorial.models.encoders import load_tokenizer, quiet
 
+        planned = Experiment(**experiment)
+        if options["resume"]:
+            say(_where_it_goes_on(folder))
         with quiet():
-            finished = run_experiment(Experiment(**experiment), folder, baselines=True, **options)
+            prepared = prepare(planned)
+            if own_file.is_text_file(planned.task):
+                for line in _what_is_read(prepared.loaded, load_tokenizer(planned.encoder), planned.recipe):
+                    say(line)
+            finished = run_experiment(planned, folder, baselines=True, prepared=prepared, **options)
         _show_scores(finished)
         if experiment["method"].startswith("lora"):
             size = save_run_adapter(finished, folder / "adapter")
@@ -101,6 +112,35 @@ def _run(folder: Path, options: dict[str, Any], **experiment: Any) -> None:
             if began
             else "Stopped before the first step; nothing was kept."
         ) from None
+
+
+def _where_it_goes_on(folder: Path) -> str:
+    """From which step a run in this folder is resumed."""
+    from lora_tutorial.training.checkpoints import resume_point
+
+    step = resume_point(folder)
+    if step is None:
+        return f"{folder} has no whole checkpoint yet, so the run begins again with its first step."
+    return f"Going on after step {step:,}, the last whole checkpoint in {folder}."
+
+
+def _what_is_read(loaded: LoadedTask, tokenizer: Any, recipe: Recipe) -> Iterator[str]:
+    """What is left out of a reader's file: the ends of long rows, and rows that need not be scored."""
+    from lora_tutorial.data.batches import count_cut
+
+    rows = loaded.data.num_rows
+    total = sum(rows.values())
+    what = "texts" if len(loaded.task.columns) == 1 else "pairs"
+    if cut := sum(count_cut(loaded, tokenizer, recipe.max_length).values()):
+        yield (
+            f"{cut:,} of {total:,} {what} {'is' if cut == 1 else 'are'} longer than {recipe.max_length} "
+            f"tokens and will be cut there."
+        )
+    if total * own_file.SHARES["test"] > 100 * own_file.MOST:
+        yield (
+            f"At most {own_file.MOST:,} {what} are scored, however long the file: {rows['test']:,} of "
+            f"{total:,} are for the test, {rows['validation']:,} for validation, the rest for training."
+        )
 
 
 def _show_scores(finished: Result) -> None:

@@ -1,6 +1,8 @@
 """A run from the outside: its bars, a second process on its folder, Ctrl-C, and going on."""
 
+import functools
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from bench_rows import BAD, GOOD
 from command_line import call, environment, installed_script, unboxed
 from tiny_checkpoint import make_checkpoint
 
-pty = pytest.importorskip("pty")
+pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
 pytestmark = pytest.mark.slow
 PATIENCE = 240  # seconds; importing everything takes ten on a busy machine
 
@@ -31,20 +33,45 @@ def command(tmp_path):
     return ["train", "films.csv", "--encoder", str(encoder), *brief]
 
 
+def start(command, folder, **streams):
+    """The installed script in a process that hears Ctrl-C, even where the tests run in the background."""
+    hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        [installed_script(), *command], cwd=folder, env=environment(), preexec_fn=hears, **streams
+    )
+
+
+def read(terminal, end):
+    """What comes next, or ``""`` where the other end is closed; a failure where nothing comes in time."""
+    ready, _, _ = select.select([terminal], [], [], max(0, end - time.monotonic()))
+    assert ready, f"nothing was shown in {PATIENCE} s"
+    try:
+        return os.read(terminal, 4096).decode(errors="replace")
+    except OSError:  # Linux says so where the other end is closed
+        return ""
+
+
 def read_until(terminal, process, met):
     """What a process shows until ``met`` is true of it."""
     shown, end = "", time.monotonic() + PATIENCE
     while not met(shown):
-        assert process.poll() is None and time.monotonic() < end, shown[-2000:]
-        shown += os.read(terminal, 4096).decode(errors="replace")
+        assert process.poll() is None, shown[-2000:]
+        shown += read(terminal, end)
+    return shown
+
+
+def read_to_the_end(terminal):
+    """What a process shows before it ends."""
+    shown, end = "", time.monotonic() + PATIENCE
+    while part := read(terminal, end):
+        shown += part
     return shown
 
 
 def test_bars_a_lock_and_ctrl_c(command, tmp_path):
     ours, theirs = pty.openpty()
-    started = subprocess.Popen(
-        [installed_script(), *command], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=theirs
-    )
+    termios.tcsetwinsize(theirs, (40, 120))  # without a size nothing is drawn
+    started = start(command, tmp_path, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     try:
         record = tmp_path / "run" / "record.json"
@@ -56,15 +83,7 @@ def test_bars_a_lock_and_ctrl_c(command, tmp_path):
         assert "Another process is working on the run" in unboxed(again.stderr.decode())
 
         started.send_signal(signal.SIGINT)
-        told = ""
-        while True:
-            try:
-                part = os.read(ours, 4096)
-            except OSError:  # Linux: the other end is closed
-                break
-            if not part:
-                break
-            told += part.decode(errors="replace")
+        told = read_to_the_end(ours)
         assert started.wait(PATIENCE) == 130
         assert "Stopped. The same command with --resume goes on from the last checkpoint in run." in told
         assert "Traceback" not in told
@@ -72,21 +91,16 @@ def test_bars_a_lock_and_ctrl_c(command, tmp_path):
         started.kill()
         started.wait()
         os.close(ours)
-    assert any((tmp_path / "run" / "checkpoints").iterdir())
+    *_, last = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     # the lock went with the process: the command goes on from where it was
     done = call(*command[:-6], "--epochs", "4999", "--out", "run", "--resume", cwd=tmp_path)
+    assert f"Going on after step {int(last.name[5:]):,}, the last whole checkpoint" in done.stdout.decode()
     assert "recipe.epochs is 5000 there, 4999 here" in unboxed(done.stderr.decode())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT")
 def test_ctrl_c_before_the_first_step_keeps_nothing(command, tmp_path):
-    started = subprocess.Popen(
-        [installed_script(), *command],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    started = start(command, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert b"Fine-tuning" in started.stdout.readline()
     started.send_signal(signal.SIGINT)
     _, told = started.communicate(timeout=PATIENCE)

@@ -10,6 +10,7 @@ from tiny_checkpoint import make_checkpoint
 
 from lora_tutorial import LoraWrapperRoberta, load_adapter, load_encoder, save_adapter
 from lora_tutorial.cli import doctor, predict
+from lora_tutorial.data import own_file
 from lora_tutorial.training.records import load_record
 
 PRAISE = [
@@ -80,6 +81,33 @@ def test_the_hint_after_training_on_pairs_works(tmp_path, tiny):
     assert answer.split()[0] in ("same", "other") and "some text | another text" in answer
 
 
+@pytest.mark.slow
+def test_what_a_file_loses_is_said_and_where_a_run_goes_on(tmp_path, tiny, monkeypatch):
+    kinds = list(enumerate((BLAME, PRAISE)))
+    texts = [(f"{text} {i}", kind) for i in range(5) for kind, own in kinds for text in own]
+    texts[0], texts[1] = (f"{texts[0][0]} {'x ' * 200}", 0), (f"{texts[1][0]} {'y ' * 200}", 0)
+    file = tmp_path / "films.csv"
+    file.write_text("text,label\n" + "".join(f'"{text}",{kind}\n' for text, kind in texts))
+    out = tmp_path / "run"
+    command = ["train", file, "--encoder", tiny, "--out", out, "--checkpoint-every", 1]
+    output = run(*command)
+    assert "2 of 40 texts are longer than 128 tokens and will be cut there." in output
+    assert "scored, however long" not in output and "Going on" not in output
+
+    *_, last = sorted((out / "checkpoints").iterdir())
+    step = int(last.name.removeprefix("step-"))
+    assert step == len(load_record(out / "record.json").steps["loss"])
+    (last / "state.json").write_text("{}")
+    assert f"Going on after step {step - 1}, the last whole checkpoint in {out}." in run(*command, "--resume")
+    for checkpoint in (out / "checkpoints").iterdir():
+        (checkpoint / "state.json").write_text("{}")
+    assert f"{out} has no whole checkpoint yet, so the run begins again" in run(*command, "--resume")
+
+    monkeypatch.setattr(own_file, "MOST", 8)
+    shown = run(*command[:-4], "--out", tmp_path / "another")
+    assert "At most 8 texts are scored, however long the file: 8 of 40 are for the test, 6 for" in shown
+
+
 def _pairs():
     """Texts of one kind are the same, of two kinds are other."""
     return [("same" if x is y else "other", a, b) for x in (PRAISE, BLAME) for y in (PRAISE, BLAME)
@@ -116,7 +144,7 @@ def test_params_prints_the_table():
 def test_doctor_says_what_is_missing_and_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("LORA_TUTORIAL_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "2000")  # the name of a cache may be long
     output = run("doctor")
     assert "torch" in output and "not reachable" in output
     assert "not fetched yet" in output and "Fetched by pip at first use" in output
