@@ -11,8 +11,13 @@ from lora_tutorial.cli import checks
 from lora_tutorial.cli.screen import say
 from lora_tutorial.experiments.grid import Arm, Grid, Search, parse_list, read_grid
 
+#: Options of which a grid file says the same.
+OF_THE_FILE = ("methods", "seeds", "encoder", "source", "recipe", "epochs", "max_examples",
+               "learning_rate", "start_from", "sweep")  # fmt: skip
+
 
 def bench(
+    ctx: typer.Context,
     grid: Annotated[Path | None, typer.Option(help="A TOML file such as benchmarks/grids/glue.toml.")] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Without a file: names with commas between, such as cola,mrpc.")
@@ -45,10 +50,17 @@ def bench(
     if (grid is None) == (tasks is None):
         raise ValueError("Give a grid file (--grid FILE.toml) or tasks (--tasks cola,mrpc), one of the two.")
     if grid is not None:
+        for name in OF_THE_FILE:
+            given = ctx.get_parameter_source(name)
+            if given is not None and given.name == "COMMANDLINE":
+                raise ValueError(
+                    f"--{name.replace('_', '-')} has no effect beside --grid: {grid} says what is run. "
+                    "Change the file, or a copy of it."
+                )
         chosen, name = read_grid(grid), grid.stem
     else:
-        given = {"epochs": epochs, "max_examples": max_examples, "learning_rate": learning_rate}
-        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        own = {"epochs": epochs, "max_examples": max_examples, "learning_rate": learning_rate}
+        changes: dict[str, Any] = {key: value for key, value in own.items() if value is not None}
         if start_from is not None:
             changes["start_from"] = None if start_from == "none" else start_from
         arms = tuple(Arm(method, method) for method in parse_list("methods", methods, str))

@@ -25,7 +25,8 @@ class Stopped(Exception):  # noqa: N818 - Ctrl-C is no error
 
 def train(
     task: Annotated[
-        str | None, typer.Argument(help="reviews, a GLUE task, squad, or a CSV file.", show_default="reviews")
+        str | None,
+        typer.Argument(help="reviews, a GLUE task, squad, or a file of your own.", show_default="reviews"),
     ] = None,
     task_option: Annotated[str | None, typer.Option("--task", help="The same, as an option.")] = None,
     encoder: Annotated[
@@ -55,7 +56,9 @@ def train(
 ) -> None:
     """Fine-tune an encoder, compare it with two baselines and save the adapter.
 
-    A file has a column label and a column text, or two columns for pairs.
+    A file of your own (CSV, TSV or JSON lines) has the columns text and label.
+
+    Pairs are text_a and text_b; numbers to predict are a score instead of a label.
     """
     from lora_tutorial.training.recipes import load_recipe
 

@@ -75,8 +75,9 @@ def test_bars_a_lock_and_ctrl_c(command, tmp_path):
     os.close(theirs)
     try:
         record = tmp_path / "run" / "record.json"
-        shown = read_until(ours, started, lambda shown: record.exists() and "step/s" in shown)
-        assert "encoding" in shown and "scoring" in shown
+        bars = ("encoding", "step/s", "scoring")  # the baseline's, training's, and that of an epoch's end
+        read_until(ours, started, lambda shown: all(bar in shown for bar in bars))
+        assert record.exists()
 
         again = call(*command, "--resume", cwd=tmp_path)
         assert (again.returncode, again.stdout) == (2, b"")

@@ -86,6 +86,10 @@ CASES = {
     "empty text": (["predict", "sst2", " "], "Text 1 is empty"),
     "nothing to run": (["bench"], "Give a grid file (--grid FILE.toml) or tasks (--tasks cola,mrpc)"),
     "no grid": (["bench", "--grid", "nowhere.toml"], "nowhere.toml"),
+    "what the grid decides": (
+        ["bench", "--grid", "grid.toml", "--max-examples", "100"],
+        "--max-examples has no effect beside --grid: grid.toml says what is run",
+    ),
     "seeds that are no numbers": (["bench", "--tasks", "cola", "--seeds", "0,x"], "seeds='0,x'"),
     "unknown method to compare": (["bench", "--tasks", "cola", "--methods", "lroa"], "method must be one of"),
     "params of nothing": (["params", "roberta-huge"], "'roberta-huge'"),
