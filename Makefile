@@ -69,7 +69,7 @@ test: $(READY)  ## every test: all chapters re-executed, the package, the book's
 	test $$status -eq 0 || echo "make test: something failed; the two summaries above say what"; \
 	exit $$status
 
-check: $(READY) lint  ## a contributor's loop, under three minutes: lint, fast tests, one chapter (CHAPTER=...)
+check: $(READY) lint  ## a contributor's loop: lint, fast tests, one chapter (CHAPTER=...)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -m "not slow" -q
 	@$(CHAPTER_ENV) $(NBVAL) -q book/$(or $(CHAPTER),02_low_rank_math).ipynb
 
