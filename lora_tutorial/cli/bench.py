@@ -50,13 +50,7 @@ def bench(
     if (grid is None) == (tasks is None):
         raise ValueError("Give a grid file (--grid FILE.toml) or tasks (--tasks cola,mrpc), one of the two.")
     if grid is not None:
-        for name in OF_THE_FILE:
-            given = ctx.get_parameter_source(name)
-            if given is not None and given.name == "COMMANDLINE":
-                raise ValueError(
-                    f"--{name.replace('_', '-')} has no effect beside --grid: {grid} says what is run. "
-                    "Change the file, or a copy of it."
-                )
+        _check_alone(grid, ctx)
         chosen, name = read_grid(grid), grid.stem
     else:
         own = {"epochs": epochs, "max_examples": max_examples, "learning_rate": learning_rate}
@@ -84,3 +78,14 @@ def bench(
     say(f"{len(done) - failed} finished, {failed} failed. Records: {records}")
     if failed:
         raise typer.Exit(1)
+
+
+def _check_alone(grid: Path, ctx: typer.Context) -> None:
+    """Refuse an option that the grid file decides."""
+    for name in OF_THE_FILE:
+        given = ctx.get_parameter_source(name)
+        if given is not None and given.name == "COMMANDLINE":
+            raise ValueError(
+                f"--{name.replace('_', '-')} has no effect beside --grid: {grid} says what is run. Change "
+                "the file, or a copy of it."
+            )

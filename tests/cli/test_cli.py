@@ -6,6 +6,7 @@ import pytest
 import torch
 from command_line import fails, run
 from datasets import Dataset
+from rich.console import Console
 from tiny_checkpoint import make_checkpoint
 
 from lora_tutorial import LoraWrapperRoberta, load_adapter, load_encoder, save_adapter
@@ -82,6 +83,7 @@ def test_the_hint_after_training_on_pairs_works(tmp_path, tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Checkpoint .* is damaged")
 def test_what_a_file_loses_is_said_and_where_a_run_goes_on(tmp_path, tiny, monkeypatch):
     kinds = list(enumerate((BLAME, PRAISE)))
     texts = [(f"{text} {i}", kind) for i in range(5) for kind, own in kinds for text in own]
@@ -144,7 +146,8 @@ def test_params_prints_the_table():
 def test_doctor_says_what_is_missing_and_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("LORA_TUTORIAL_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("COLUMNS", "2000")  # the name of a cache may be long
+    # a console takes its width when it is made; the name of a cache may be long
+    monkeypatch.setattr(doctor, "console", Console(width=2000))
     output = run("doctor")
     assert "torch" in output and "not reachable" in output
     assert "not fetched yet" in output and "Fetched by pip at first use" in output
