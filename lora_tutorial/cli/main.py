@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 # Threads of GNU OpenMP spin while they wait: on a busy machine a run takes ten times as long. Read once, when
@@ -75,6 +76,7 @@ def main() -> NoReturn:
     """
     if not os.environ.get(DEBUG):
         warnings.showwarning = _show_warning
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel that we do not use
     try:
         _check_encoding(sys.argv[1:])
         # standalone mode would keep errors and Ctrl-C to itself

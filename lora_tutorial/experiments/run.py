@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ from lora_tutorial.experiments.inputs import (
     tokenize_rows,
     train_loader,
 )
-from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias
 from lora_tutorial.lora.merge import factor_names
 from lora_tutorial.lora.parameters import parameters_hash
@@ -45,6 +46,8 @@ from lora_tutorial.training.recipes import METHODS, Recipe
 from lora_tutorial.training.records import RunRecord
 from lora_tutorial.training.trainer import seed_everything, train
 
+#: Every linear layer that the head reads: "all-linear" without the pooler, which nothing reads.
+ENCODER_LINEARS = ("query", "key", "value", "intermediate.dense", "output.dense")
 TRAINED = "trained.safetensors"  # what a run leaves for another to begin with
 _HEAD = "finetune_head_"
 
@@ -111,7 +114,8 @@ def build_model(
             for name, part in model.named_children()
             if name.startswith(_HEAD) and list(part.parameters())
         ]
-        config = LoraConfig.from_dict(lora.to_dict() | {"modules_to_save": heads})
+        targets = ENCODER_LINEARS if lora.target_modules == ALL_LINEAR else lora.target_modules
+        config = dataclasses.replace(lora, target_modules=targets, modules_to_save=tuple(heads))
         inject_into_base(model, config, variant)
         if beside:
             freeze_parameters_except_lora_and_bias(model.model, "all", layer_norms=True)
