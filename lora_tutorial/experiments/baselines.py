@@ -23,7 +23,7 @@ from lora_tutorial.experiments.inputs import Loaders
 from lora_tutorial.models.roberta import LoraWrapperRoberta
 
 #: Strengths of regularisation that the probe tries.
-STRENGTHS = {"logisticregression__C": np.logspace(-4, 1, 6), "ridge__alpha": np.logspace(0, 5, 6)}
+STRENGTHS = {"logisticregression__C": np.logspace(-4, 0, 5), "ridge__alpha": np.logspace(0, 5, 6)}
 FOLDS = 5
 
 
