@@ -35,8 +35,9 @@ def test_chapter_is_a_valid_notebook(path):
 
 
 def test_every_page_is_listed_once_and_exists():
-    pages = [path for kind in ("ipynb", "md") for path in BOOK.glob(f"*.{kind}") if path.name[0] != "_"]
-    assert sorted(listed_pages()) == sorted(f"book/{path.stem}" for path in pages)
+    pages = [*BOOK.glob("*.ipynb"), *BOOK.glob("*.md"), *BOOK.glob("api/*.md")]
+    named = [path.relative_to(BOOK.parent).with_suffix("").as_posix() for path in pages if path.name[0] != "_"]
+    assert sorted(listed_pages()) == sorted(named)
 
 
 def test_repository_address_is_set_in_one_place():
