@@ -79,9 +79,7 @@ def test_an_adapter_goes_where_its_configuration_says(encoder, variant):
     adapted = {name.rpartition(".lora_")[0] for name in factor_names(model)}
     assert len(adapted) == 2 * 6 and not any("pooler" in n or "finetune" in n for n in adapted)
     same = build_model(get_task("sst2"), "lora", encoder, lora=LoraConfig(2, 4, target_modules="all-linear"))
-    assert {name.rpartition(".lora_")[0] for name in factor_names(same)} == adapted, (
-        "not the pooler"
-    )
+    assert {name.rpartition(".lora_")[0] for name in factor_names(same)} == adapted, "not the pooler"
     by_hand = build_model(get_task("sst2"), "lora", encoder, lora=LoraConfig(r=2, lora_alpha=4))
     assert {n.partition("lora_")[2] for n in factor_names(by_hand)} == {
         "query_A",

@@ -36,8 +36,8 @@ def test_chapter_is_a_valid_notebook(path):
 
 def test_every_page_is_listed_once_and_exists():
     pages = [*BOOK.glob("*.ipynb"), *BOOK.glob("*.md"), *BOOK.glob("api/*.md")]
-    named = [path.relative_to(BOOK.parent).with_suffix("").as_posix() for path in pages if path.name[0] != "_"]
-    assert sorted(listed_pages()) == sorted(named)
+    places = [path.relative_to(BOOK.parent).with_suffix("") for path in pages if path.name[0] != "_"]
+    assert sorted(listed_pages()) == sorted(place.as_posix() for place in places)
 
 
 def test_repository_address_is_set_in_one_place():
