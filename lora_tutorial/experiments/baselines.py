@@ -13,14 +13,14 @@ from sklearn.metrics import make_scorer
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lora_tutorial.data.metrics import TaskMetric
 from lora_tutorial.data.tasks import LoadedTask
 from lora_tutorial.experiments.inputs import Loaders
-from lora_tutorial.models.roberta import LoraWrapperRoberta
+from lora_tutorial.models.roberta import LoraWrapperRoberta, mean_of_tokens
 
 #: Strengths of regularisation that the probe tries.
 STRENGTHS = {"logisticregression__C": np.logspace(-4, 0, 5), "ridge__alpha": np.logspace(0, 5, 6)}
@@ -131,12 +131,6 @@ def pooled_vectors(encoder: nn.Module, loader: DataLoader, pooling: str = "mean"
         labels.append(batch.pop("labels"))
         batch = {key: value.to(encoder.device) for key, value in batch.items()}
         hidden = encoder(**batch).last_hidden_state.float()
-        states.append(_pool(hidden, batch["attention_mask"], pooling).cpu())
+        mean = pooling == "mean"
+        states.append((mean_of_tokens(hidden, batch["attention_mask"]) if mean else hidden[:, 0]).cpu())
     return torch.cat(states).numpy(), torch.cat(labels).numpy()
-
-
-def _pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    if pooling == "first":
-        return hidden[:, 0]
-    weights = mask[:, :, None].to(hidden.dtype)  # (batch, tokens) -> (batch, tokens, 1)
-    return (hidden * weights).sum(1) / weights.sum(1)  # (batch, hidden)
