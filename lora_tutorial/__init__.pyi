@@ -91,7 +91,6 @@ from .lora.merge import merge_lora as merge_lora
 from .lora.merge import unload_lora as unload_lora
 from .lora.merge import unmerge_lora as unmerge_lora
 from .lora.parameters import count_parameters as count_parameters
-from .lora.parameters import parameter_table as parameter_table
 from .lora.parameters import parameters_hash as parameters_hash
 from .lora.parameters import print_trainable_parameters as print_trainable_parameters
 from .lora.variants import VARIANTS as VARIANTS
@@ -105,6 +104,7 @@ from .lora.variants import variant_of as variant_of
 from .models.encoders import Encoder as Encoder
 from .models.encoders import load_encoder as load_encoder
 from .models.encoders import load_tokenizer as load_tokenizer
+from .models.encoders import parameter_table as parameter_table
 from .models.fast_roberta import use_fast_attention as use_fast_attention
 from .models.minilm import minilm_folder as minilm_folder
 from .models.roberta import LoraRobertaSelfAttention as LoraRobertaSelfAttention

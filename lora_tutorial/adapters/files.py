@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lora_tutorial.adapters import checks
+from lora_tutorial.adapters import validation
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.merge import factor_names, lora_modules
 from lora_tutorial.lora.parameters import parameters_hash
@@ -58,9 +58,9 @@ def save_adapter(
             "A PiSSA adapter fits the residual it was trained on and no base that anyone has. Save what "
             "pissa_to_lora(model, base) makes of it."
         )
-    checks.check_only(folder, (TENSORS, SETTINGS), "an adapter")
+    validation.check_only(folder, (TENSORS, SETTINGS), "an adapter")
     tensors = adapter_tensors(model)
-    checks.check_finite(tensors)
+    validation.check_finite(tensors)
     settings = {
         "format": FORMAT,
         "base": _describe(model, folder) | {"sha256_of_frozen_parameters": parameters_hash(model, tensors)},
@@ -71,7 +71,7 @@ def save_adapter(
         settings = json.loads(json.dumps(settings, allow_nan=False))  # as it will be read: lists, no tuples
     except (TypeError, ValueError) as error:
         raise ValueError(f"The metadata are no JSON ({error}); give texts, numbers and lists.") from error
-    checks.check_settings(folder / SETTINGS, settings)
+    validation.check_settings(folder / SETTINGS, settings)
     data = save({n: t.cpu().contiguous() for n, t in tensors.items()}, metadata={"format": "pt"})
     with atomic_folder(folder) as new:
         atomic_write_bytes(new / TENSORS, data)
@@ -131,11 +131,11 @@ def load_adapter(
     model = base if isinstance(base, nn.Module) else _load_base(folder, settings, base)
     if "wrapper" in described and model is base:
         raise ValueError("This adapter builds its own wrapper; call load_adapter without a base model.")
-    checks.check_length(folder, settings["metadata"], getattr(model, "config", None))
+    validation.check_length(folder, settings["metadata"], getattr(model, "config", None))
     for name in sorted(dict(model.named_parameters()).keys() & tensors.keys()):
-        checks.check_shape(name, tensors[name], model.get_parameter(name))
-    trial = _adapt(checks.shapes_of(model), described) if "lora" in described else model
-    checks.check_fit(folder, tensors, dict(trial.named_parameters()), needed_names(trial))
+        validation.check_shape(name, tensors[name], model.get_parameter(name))
+    trial = _adapt(validation.shapes_of(model), described) if "lora" in described else model
+    validation.check_fit(folder, tensors, dict(trial.named_parameters()), needed_names(trial))
     if parameters_hash(model, {*tensors, *factor_names(model)}) != described["sha256_of_frozen_parameters"]:
         raise ValueError(
             f"This base is not the one that the adapter was trained on ({described['name'] or 'unnamed'}): "
@@ -176,7 +176,7 @@ def start_from_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> nn.M
             f"{differing[0]}: start from one of the same method."
         )
     for name, value in body.items():
-        checks.check_shape(name, value, own[name])
+        validation.check_shape(name, value, own[name])
     heads = {name for name, _ in model.named_parameters() if name.startswith("finetune_head_")}
     if parameters_hash(model, own.keys() | heads) != settings["base"]["sha256_of_frozen_parameters"]:
         raise ValueError(f"The adapter in {folder} was trained on another base; start from one of this base.")
@@ -198,16 +198,16 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
     for name in (SETTINGS, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no adapter folder: {name} is missing.")
-    settings, data = checks.read_json(folder / SETTINGS), (folder / TENSORS).read_bytes()
+    settings, data = validation.read_json(folder / SETTINGS), (folder / TENSORS).read_bytes()
     if settings.get("format") not in (1, FORMAT):
         raise ValueError(
             f"{folder} has adapter format {settings.get('format')!r}; this version reads 1 and {FORMAT}."
         )
     checked = settings["format"] != 1 or "sha256" in settings
     if checked and settings.get("sha256") != _checksum(settings, data):
-        raise checks.damaged(folder, "its files are not those that were saved (their SHA-256 differs)")
-    checks.check_settings(folder / SETTINGS, settings)
-    return settings, checks.read_tensors(folder / TENSORS, data)
+        raise validation.damaged(folder, "its files are not those that were saved (their SHA-256 differs)")
+    validation.check_settings(folder / SETTINGS, settings)
+    return settings, validation.read_tensors(folder / TENSORS, data)
 
 
 def base_of(folder: str | os.PathLike[str], settings: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from transformers import (
     RobertaModel,
 )
 
-from lora_tutorial.adapters import checks
+from lora_tutorial.adapters import validation
 from lora_tutorial.adapters.card import model_card
 from lora_tutorial.adapters.files import inject_into_base
 from lora_tutorial.adapters.peft_layout import (
@@ -110,8 +110,8 @@ def export_peft(
         If the folder holds something other than an export.
     """
     folder, layout, metadata = Path(folder), peft_layout(model), dict(metadata or {})
-    checks.check_only(folder, (TENSORS, SETTINGS, CARD, BASE), "an export")
-    checks.check_finite(layout.tensors)
+    validation.check_only(folder, (TENSORS, SETTINGS, CARD, BASE), "an export")
+    validation.check_finite(layout.tensors)
     name = str(base if base is not None else base_name(model))
     if (source := local_folder(name)) is not None:
         check_base(source, layout)
@@ -170,8 +170,8 @@ def import_peft(
     model = base if isinstance(base, nn.Module) else load_base(folder / BASE, settings, tensors, base)
     config = _lora_config(settings, model)
     # On shapes alone whatever is wrong shows, before the model itself is touched.
-    trial = peft_layout(_adapt(checks.shapes_of(model), config)).tensors
-    checks.check_fit(folder, tensors, trial, same_dtype=False)
+    trial = peft_layout(_adapt(validation.shapes_of(model), config)).tensors
+    validation.check_fit(folder, tensors, trial, same_dtype=False)
     own = peft_layout(_adapt(model, config)).tensors
     with torch.no_grad():
         for name, value in own.items():
@@ -196,13 +196,13 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise FileNotFoundError(
                 f"{folder} is no PEFT adapter: {name} is missing.{hint if pickled else ''}"
             )
-    settings = checks.read_json(folder / SETTINGS)
+    settings = validation.read_json(folder / SETTINGS)
     if (kind := settings.get("peft_type")) != "LORA":
         raise ValueError(f"{folder} holds a {kind!r} adapter; only 'LORA' can be imported.")
     for key, accepted in _KINDS.items():
-        if settings.get(key) is not None and not checks.is_kind(settings[key], accepted):
-            raise checks.damaged(folder / SETTINGS, f"its {key} is {settings[key]!r}")
-    return settings, _without_doubles(checks.read_tensors(folder / TENSORS))
+        if settings.get(key) is not None and not validation.is_kind(settings[key], accepted):
+            raise validation.damaged(folder / SETTINGS, f"its {key} is {settings[key]!r}")
+    return settings, _without_doubles(validation.read_tensors(folder / TENSORS))
 
 
 def _without_doubles(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -339,7 +339,7 @@ def copy_base(source: Path, target: Path, changes: dict[str, Any]) -> None:
     for file in sorted({file for pattern in _FILES for file in source.glob(pattern)}):
         if not file.name.startswith("adapter_"):
             shutil.copyfile(file, target / file.name)
-    settings = checks.read_json(source / "config.json")
+    settings = validation.read_json(source / "config.json")
     atomic_write_json(target / "config.json", settings | changes)
 
 

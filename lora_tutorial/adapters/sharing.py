@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import RobertaForQuestionAnswering as ForQuestionAnswering
 from transformers import RobertaForSequenceClassification as ForSequenceClassification
 
-from lora_tutorial.adapters import checks, files, peft
+from lora_tutorial.adapters import files, peft, validation
 from lora_tutorial.adapters.card import card_on_hub, merged_card
 from lora_tutorial.adapters.peft_layout import base_names
 from lora_tutorial.lora.merge import lora_modules, unload_lora
@@ -69,10 +69,10 @@ def export_merged(
         If the folder holds something other than an export.
     """
     folder, about = Path(folder), dict(metadata or {})
-    checks.check_only(folder, MODEL, "a merged model")
+    validation.check_only(folder, MODEL, "a merged model")
     named = peft.labels(model, about.get("labels"))
     plain = _merged(model)
-    checks.check_finite(plain.state_dict())
+    validation.check_finite(plain.state_dict())
     plain.config.update({"id2label": {int(i): label for i, label in named.pop("id2label").items()}, **named})
     base = peft.base_name(model)
     tokenizer = _tokenizer(base) if tokenizer is None else tokenizer
@@ -198,7 +198,7 @@ def push_adapter(
 
 def _push_model(folder: Path, repo_id: str, private: bool | None) -> str:
     for file in folder.glob("model*.safetensors"):
-        checks.read_tensors(file)
+        validation.read_tensors(file)
     return hub.upload(folder, repo_id, list(MODEL), private)
 
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, NoReturn, cast
 from torch import nn
 from transformers import RobertaModel
 
-from lora_tutorial.adapters.checks import check_fit, check_length
 from lora_tutorial.adapters.files import needed_names, read_adapter
+from lora_tutorial.adapters.validation import check_fit, check_length
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.merge import lora_modules
 from lora_tutorial.lora.parameters import parameters_hash

@@ -102,7 +102,7 @@ def params(
     checks.check_rank(rank, None, encoder)
     checks.check_encoder(encoder, weights=False)
 
-    from lora_tutorial.lora.parameters import parameter_table
+    from lora_tutorial.models.encoders import parameter_table
     from lora_tutorial.models.roberta import LoraWrapperRoberta
 
     model = LoraWrapperRoberta("glue", num_classes, model_id=encoder, lora_rank=rank, weights="meta")

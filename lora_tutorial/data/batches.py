@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import (
     Dataset,
@@ -152,7 +153,7 @@ def make_loader(
         batches = GroupedBatches(lengths, batch_size, seed)
         return DataLoader(dataset, batch_sampler=batches, collate_fn=DataCollatorWithPadding(tokenizer))
     if sort_by_length:
-        dataset = dataset.select(torch.sort(torch.tensor(lengths), stable=True).indices.tolist())
+        dataset = dataset.select(np.argsort(lengths, kind="stable").tolist())
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -160,6 +161,21 @@ def make_loader(
         collate_fn=DataCollatorWithPadding(tokenizer),
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def in_row_order(values: Sequence[float], lengths: Sequence[int]) -> list[float]:
+    """What came a row at a time from a loader with ``sort_by_length``, in the data set's own order.
+
+    Parameters
+    ----------
+    values
+        One for each row, in the loader's order.
+    lengths
+        Tokens of each row, in the data set's order.
+    """
+    ordered = np.empty(len(lengths))
+    ordered[np.argsort(lengths, kind="stable")] = values
+    return ordered.tolist()
 
 
 class GroupedBatches:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from lora_tutorial.data.batches import in_row_order
 from lora_tutorial.data.metrics import TaskMetric
 from lora_tutorial.data.tasks import LoadedTask
 from lora_tutorial.experiments.inputs import Loaders
@@ -36,9 +37,7 @@ class Probe(NamedTuple):
 
     def in_order(self, lengths: Sequence[int]) -> list[float]:
         """The predictions in the order of the rows, from the lengths by which the loader sorted them."""
-        ordered = np.empty(len(lengths))
-        ordered[np.argsort(lengths, kind="stable")] = self.predictions
-        return ordered.tolist()
+        return in_row_order(self.predictions, lengths)
 
 
 def majority_baseline(loaded: LoadedTask, metric: TaskMetric, split: str = "test") -> dict[str, float]:

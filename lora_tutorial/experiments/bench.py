@@ -39,8 +39,8 @@ from lora_tutorial.experiments.run import (
 from lora_tutorial.lora.variants import VARIANTS
 from lora_tutorial.models.encoders import Encoder, load_encoder
 from lora_tutorial.storage.files import FolderInUseError, atomic_write_bytes, folder_lock, sha256_of
-from lora_tutorial.training.checks import check_identity, check_trackers
 from lora_tutorial.training.records import STEP_SERIES, RunRecord, describe_hardware, load_record
+from lora_tutorial.training.setup import check_identity, check_trackers
 
 #: How a run says that its learning rate was too high; a search takes it as the lowest score.
 DIVERGED = "NonFiniteLossError"

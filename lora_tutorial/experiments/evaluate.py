@@ -7,14 +7,13 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lora_tutorial.data.batches import make_loader
+from lora_tutorial.data.batches import in_row_order, make_loader
 from lora_tutorial.data.metrics import load_metric
 from lora_tutorial.data.span_metrics import score_answer
 from lora_tutorial.data.tasks import Task
@@ -94,8 +93,7 @@ class RowEvaluator:
         self.metric = load_metric(metric)
         self.main_score = self.metric.main_score
         self.last: Evaluation | None = None
-        lengths = [len(ids) for ids in rows["input_ids"]]
-        self._order = np.argsort(lengths, kind="stable")  # the loader's, which puts like lengths together
+        self._lengths = [len(ids) for ids in rows["input_ids"]]
         self._loader = make_loader(rows, tokenizer, EVALUATION_BATCH, sort_by_length=True)
         self._prepared: tuple[Accelerator, Any] | None = None
 
@@ -116,9 +114,8 @@ class RowEvaluator:
             guessed += predicted.tolist()
             gold += labels.tolist()
         scores = self.metric.compute(predictions=guessed, references=gold)
-        in_order = np.empty((2, len(guessed)))
-        in_order[:, self._order] = guessed, gold
-        self.last = Evaluation(in_order[0].tolist(), scores, in_order[1].tolist())
+        predictions, labels = (in_row_order(values, self._lengths) for values in (guessed, gold))
+        self.last = Evaluation(predictions, scores, labels)
         return self.last
 
 

@@ -180,12 +180,8 @@ class LoraLinear(LoraModule, nn.Linear):
     in_features, out_features, bias, device, dtype
         As for ``nn.Linear``.
     config
-        Rank, scale, dropout and start; where to adapt does not concern a single layer.
-
-    Raises
-    ------
-    ValueError
-        If r is above the smaller of the two sizes.
+        Rank, scale, dropout and start; where to adapt does not concern a single layer. A rank above the
+        smaller of the two sizes raises ``ValueError``.
     """
 
     packed = False  # whether the weight may hold packed codes
@@ -203,9 +199,10 @@ class LoraLinear(LoraModule, nn.Linear):
         self.weight.requires_grad_(False)
         if self.bias is not None:
             self.bias.requires_grad_(False)
-        self._add_lora(config or LoraConfig())
+        self.add_lora(config or LoraConfig())
 
-    def _add_lora(self, config: LoraConfig) -> None:
+    def add_lora(self, config: LoraConfig) -> None:
+        """Make the parameters of the low-rank path; what a variant adds to them, it adds here."""
         self.lora_config = config
         self.lora_A, self.lora_B = factors_for(self, config)
         self.lora_dropout = nn.Dropout(config.lora_dropout)
@@ -223,7 +220,7 @@ class LoraLinear(LoraModule, nn.Linear):
                 "dequantize_linears(model) first."
             )
         layer = cls.around(linear).requires_grad_(False)
-        layer._add_lora(config)
+        layer.add_lora(config)
         return layer.train(linear.training)
 
     def plain(self) -> nn.Linear:

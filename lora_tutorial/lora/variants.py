@@ -19,7 +19,7 @@ from lora_tutorial.lora.merge import factor_names, lora_modules
 
 
 class _FromLinear(LoraLinear):
-    """A layer whose start depends on the pretrained weight, so that there has to be one."""
+    """A layer whose start depends on a pretrained weight, so that `from_linear` alone makes it."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         name = type(self).__name__
@@ -35,18 +35,12 @@ class DoraLinear(_FromLinear):
     (section 4.3).
 
     Every forward pass forms the sum W0 + s B A for its norms: r in out multiplications, and memory for one
-    more (out, in), however few the tokens.
-
-    Raises
-    ------
-    TypeError
-        If the weight is packed, or the layer is not made by `from_linear`.
-    ValueError
-        If a row of the weight is zero: it has no direction.
+    more (out, in), however few the tokens. A row of zeros has no direction and raises ``ValueError``.
     """
 
-    def _add_lora(self, config: LoraConfig) -> None:
-        super()._add_lora(config)
+    def add_lora(self, config: LoraConfig) -> None:
+        """Add ``lora_magnitude`` (out,) to what plain LoRA makes."""
+        super().add_lora(config)
         norms = torch.linalg.norm(self.weight.detach().to(self.lora_A.dtype), dim=1)  # (out, in) -> (out,)
         if not norms.is_meta and not norms.all():
             raise ValueError(
@@ -94,26 +88,21 @@ class PissaLinear(_FromLinear):
     W0, so the layer computes what the base computed, up to rounding. The base's own tensor is not changed.
 
     The adapter means nothing beside W0, only beside the residual: before saving, `pissa_to_lora` turns it
-    into plain LoRA. ``disable_lora`` gives W0 back, up to rounding.
-
-    Raises
-    ------
-    TypeError
-        If the weight is packed, or the layer is not made by `from_linear`.
-    ValueError
-        If ``lora_dropout`` is not 0: it would drop a part of the pretrained weight itself.
+    into plain LoRA. ``disable_lora`` gives W0 back, up to rounding. Dropout raises ``ValueError``: it would
+    drop a part of the pretrained weight itself.
     """
 
     start_A: Tensor  # the factors as they started, on the layer's device
     start_B: Tensor
 
-    def _add_lora(self, config: LoraConfig) -> None:
+    def add_lora(self, config: LoraConfig) -> None:
+        """Take the factors out of ``weight``, which becomes the residual."""
         if config.lora_dropout:
             raise ValueError(
                 "PiSSA moves a part of the pretrained weight into the low-rank path, and dropout would drop "
                 f"that. Set lora_dropout to 0; got {config.lora_dropout}."
             )
-        super()._add_lora(config)
+        super().add_lora(config)
         weight = self.weight.detach().to(self.lora_A.dtype)
         U, S, Vh = torch.linalg.svd(weight, full_matrices=False)  # (out, k), (k,), (k, in)
         root = (S[: config.r] / self.scaling).sqrt()
@@ -152,12 +141,8 @@ def pissa_to_lora(model: nn.Module, base: nn.Module) -> nn.Module:
     model
         What ``inject_variant(..., "pissa")`` made, trained or not, merged or not. It stays as it is.
     base
-        The model that PiSSA was injected into, loaded afresh; it is changed in place.
-
-    Returns
-    -------
-    nn.Module
-        ``base`` with its adapters, and with whatever else was trained.
+        The model that PiSSA was injected into, loaded afresh. It is changed in place and returned, with its
+        adapters and with whatever else was trained.
 
     Raises
     ------

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, RobertaConfig, RobertaModel
 from transformers import RobertaPreTrainedModel as RobertaFamily
 from transformers.utils import logging as transformers_logging
 
+from lora_tutorial.lora.merge import factor_names
+from lora_tutorial.lora.parameters import ParameterCount
 from lora_tutorial.models import minilm
 from lora_tutorial.storage import hub
 
@@ -33,6 +36,18 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "distilroberta-base": _ROBERTA | {"num_hidden_layers": 6},
     "roberta-large": _ROBERTA
     | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+}
+
+
+#: The parts of an encoder, each with the test that a parameter's name passes; the first that fits counts.
+PARTS: dict[str, Callable[[str], bool]] = {
+    "word embeddings": lambda name: "word_embeddings" in name,
+    "other embeddings": lambda name: "_embeddings" in name,
+    "LayerNorms": lambda name: "LayerNorm" in name,
+    "attention": lambda name: ".attention." in name,
+    "feed-forward": lambda name: ".intermediate." in name or ".output." in name,
+    "pooler": lambda name: ".pooler." in name or name.startswith("pooler."),
+    "head": lambda name: True,
 }
 
 
@@ -133,6 +148,18 @@ def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     if tokenizer is None:
         raise FileNotFoundError(f"{folder} has no tokenizer.json; save the tokenizer beside the model.")
     return tokenizer
+
+
+def parameter_table(model: nn.Module) -> dict[str, ParameterCount]:
+    """Count the parameters of an encoder part by part: ``"LoRA"`` first, ``"all"`` last, no empty parts."""
+    factors = factor_names(model)
+    counts = {part: [0, 0] for part in ("LoRA", *PARTS, "all")}
+    for name, parameter in model.named_parameters():
+        part = "LoRA" if name in factors else next(part for part, fits in PARTS.items() if fits(name))
+        for row in (counts[part], counts["all"]):
+            row[0] += parameter.numel() * parameter.requires_grad
+            row[1] += parameter.numel()
+    return {part: ParameterCount(*row) for part, row in counts.items() if row[1] or part == "all"}
 
 
 @contextlib.contextmanager

@@ -52,9 +52,10 @@ class LoraRobertaSelfAttention(LoraModule, RobertaSelfAttention):
         if config.is_decoder:
             raise ValueError(f"{type(self).__name__} is for encoders; for a decoder use inject_lora.")
         super().__init__(config, is_causal=is_causal, layer_idx=layer_idx)
-        self._add_lora(r, lora_alpha)
+        self.add_lora(r, lora_alpha)
 
-    def _add_lora(self, r: int, lora_alpha: float | None) -> None:
+    def add_lora(self, r: int, lora_alpha: float | None) -> None:
+        """Make the factors of query and value."""
         self.lora_config = LoraConfig(r=r, lora_alpha=r if lora_alpha is None else lora_alpha)
         self.lora_query_A, self.lora_query_B = factors_for(self.query, self.lora_config)
         self.lora_value_A, self.lora_value_B = factors_for(self.value, self.lora_config)
@@ -67,7 +68,7 @@ class LoraRobertaSelfAttention(LoraModule, RobertaSelfAttention):
         if base.is_decoder:
             raise ValueError(f"{cls.__name__} is for encoders; for a decoder use inject_lora.")
         module = cls.around(base)
-        module._add_lora(r, lora_alpha)
+        module.add_lora(r, lora_alpha)
         return module
 
     def plain(self) -> RobertaSelfAttention:

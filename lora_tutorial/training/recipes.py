@@ -39,7 +39,7 @@ class Recipe:
     schedule
         What follows the warm-up: ``"linear"`` decay, ``"cosine"`` decay or ``"constant"``.
     weight_decay
-        AdamW's decoupled decay, for matrices only (see `lora_tutorial.training.checks.parameter_groups`).
+        AdamW's decoupled decay, for matrices only (see `lora_tutorial.training.setup.parameter_groups`).
     adam_beta2, adam_epsilon
         AdamW's second decay rate and its epsilon (the first rate is 0.9).
     max_grad_norm

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lora_tutorial.storage.files import FolderInUseError, folder_lock
-from lora_tutorial.training import checkpoints, checks
+from lora_tutorial.training import checkpoints, setup
 from lora_tutorial.training.recipes import Recipe, RunOptions
 from lora_tutorial.training.records import RunRecord, describe_hardware, read_back
 
@@ -165,19 +165,19 @@ class Trainer:
         seed: int,
         options: RunOptions,
     ) -> None:
-        checks.check_model(model)
-        checks.check_loaders(train_loader, eval_loader, recipe)
-        checks.check_held_out(recipe, options.scorer is not None or eval_loader is not None)
-        checks.check_folder(output_dir, train_loader, options)
+        setup.check_model(model)
+        setup.check_loaders(train_loader, eval_loader, recipe)
+        setup.check_held_out(recipe, options.scorer is not None or eval_loader is not None)
+        setup.check_folder(output_dir, train_loader, options)
         self.model, self.recipe, self.seed, self.options = model, recipe, seed, options
         self.folder = Path(output_dir) if output_dir is not None else None
-        self.accelerator = checks.make_accelerator(recipe, seed, self.folder, options)
-        checks.check_split(self.accelerator.num_processes, train_loader, eval_loader)
-        set_seed(checks.stream_seed(seed, "training"), device_specific=True)
+        self.accelerator = setup.make_accelerator(recipe, seed, self.folder, options)
+        setup.check_split(self.accelerator.num_processes, train_loader, eval_loader)
+        set_seed(setup.stream_seed(seed, "training"), device_specific=True)
 
         self.examples, self.steps_per_epoch = len(cast(Sized, train_loader.dataset)), len(train_loader)
         self.total_steps = self.steps_per_epoch * recipe.epochs
-        groups = checks.parameter_groups(model, recipe.weight_decay)
+        groups = setup.parameter_groups(model, recipe.weight_decay)
         optimizer = torch.optim.AdamW(
             groups if options.groups is None else options.groups(model, recipe.learning_rate),
             lr=recipe.learning_rate,
@@ -260,12 +260,12 @@ class Trainer:
         stored = read_back(path, replaceable=saved is not None)
         if saved is None:
             if stored is not None:
-                checks.check_identity(stored, fresh, path)
+                setup.check_identity(stored, fresh, path)
             return fresh, False
         record = RunRecord.from_dict(saved.values["record"])
-        checks.check_identity(record, fresh, saved.folder)
+        setup.check_identity(record, fresh, saved.folder)
         if stored is not None:
-            checks.check_identity(stored, fresh, path)
+            setup.check_identity(stored, fresh, path)
         parts = (self.accelerator, self.model, self.optimizer, self.scheduler)
         self._generators = checkpoints.restore_run(saved, *parts)
         self.best_weights = {name: value for name, value in saved.tensors.items() if name.startswith("best.")}
@@ -275,7 +275,7 @@ class Trainer:
         return record, False
 
     def _new_record(self) -> RunRecord:
-        accelerator, trained = self.accelerator, checks.trainable(self.model)
+        accelerator, trained = self.accelerator, setup.trainable(self.model)
         name = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else None
         return RunRecord(
             config=dict(self.options.config or {}),
@@ -285,7 +285,7 @@ class Trainer:
                 "examples": self.examples,
                 "steps_per_epoch": self.steps_per_epoch,
                 "processes": accelerator.num_processes,
-                **checks.model_identity(self.model),
+                **setup.model_identity(self.model),
             },
             trainable_parameters=sum(value.numel() for value in trained),
             total_parameters=sum(value.numel() for value in self.model.parameters()),
@@ -357,7 +357,7 @@ class Trainer:
             raise self._stopped(f"The loss is {value}")
         self.accelerator.backward(loss)
         # An infinite limit clips nothing and still returns the norm.
-        limit, trained = self.recipe.max_grad_norm or math.inf, checks.trainable(self.model)
+        limit, trained = self.recipe.max_grad_norm or math.inf, setup.trainable(self.model)
         norm = float(self.accelerator.clip_grad_norm_(trained, limit))
         overflow = not math.isfinite(norm)  # in fp16 the scaler skips such a step and lowers its scale
         if overflow and self.accelerator.scaler is None:
@@ -420,7 +420,7 @@ class Trainer:
         generators = checkpoints.random_state()
         scores = dict(broadcast_object_list([self.scorer(self.model, self.accelerator)])[0])
         checkpoints.restore_random(*generators)
-        checks.check_scores(scores, self.recipe, self.step)
+        setup.check_scores(scores, self.recipe, self.step)
         if scores:
             self.record.main_score = self.main_score or next(iter(scores))
         return scores
@@ -441,4 +441,4 @@ class Trainer:
 
     def _tick(self) -> None:
         self.record.wall_seconds = self._earlier + time.monotonic() - self._started
-        self.record.peak_memory_bytes = checks.peak_memory(self.accelerator.device)
+        self.record.peak_memory_bytes = setup.peak_memory(self.accelerator.device)

@@ -22,8 +22,8 @@ from lora_tutorial.experiments.grid import plan as planned
 from lora_tutorial.experiments.run import TRAINED, encoder_hash
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.models.encoders import load_encoder, load_tokenizer
-from lora_tutorial.training.checks import peak_memory
 from lora_tutorial.training.records import RunRecord, load_record, load_records
+from lora_tutorial.training.setup import peak_memory
 
 pytest_plugins = ["bench_fixtures"]
 

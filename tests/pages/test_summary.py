@@ -15,7 +15,7 @@ from rules import BOOK
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from lora_tutorial import LoraConfig, inject_lora, merge_lora, save_adapter
-from lora_tutorial.lora.parameters import parameter_table
+from lora_tutorial.models.encoders import parameter_table
 
 TEXT = (BOOK / "summary.md").read_text(encoding="utf8")
 SETTINGS = {"8", "16", "768"}  # the rank, the scale's numerator, the width

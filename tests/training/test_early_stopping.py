@@ -6,8 +6,8 @@ import torch
 from training_runs import run
 
 from lora_tutorial.training import recipes
-from lora_tutorial.training.checks import check_identity
 from lora_tutorial.training.records import RunRecord, load_record
+from lora_tutorial.training.setup import check_identity
 
 
 class Scores:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from training_runs import run
 
 from lora_tutorial.data.metrics import load_metric
-from lora_tutorial.training import checks
+from lora_tutorial.training import setup
 from lora_tutorial.training.trainer import evaluate_model, seed_everything
 
 
@@ -91,7 +91,7 @@ def test_a_plain_loop_in_torch_gives_the_same_weights():
 
 def test_only_matrices_decay_and_only_trainable_parameters_are_given_to_adamw():
     model = tiny.model()
-    decayed, spared = checks.parameter_groups(model, 0.1)
+    decayed, spared = setup.parameter_groups(model, 0.1)
     assert [id(p) for p in decayed["params"]] == [id(model.head.weight)] and decayed["weight_decay"] == 0.1
     assert len(spared["params"]) == 4 and spared["weight_decay"] == 0.0
 
@@ -155,4 +155,4 @@ def test_seeding_everything_repeats_every_generator():
     first = draw()
     seed_everything(5)
     assert draw() == first
-    assert checks.stream_seed(5, "order") != checks.stream_seed(5, "training") != 5
+    assert setup.stream_seed(5, "order") != setup.stream_seed(5, "training") != 5

@@ -10,7 +10,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from interrupted_runs import assert_same_end
 from training_runs import run
 
-from lora_tutorial.training import checks
+from lora_tutorial.training import setup
 from lora_tutorial.training.checkpoints import latest_checkpoint
 from lora_tutorial.training.records import load_record
 from lora_tutorial.training.trainer import NonFiniteLossError
@@ -106,16 +106,16 @@ def in_fp16(monkeypatch):
             cpu=True,
             mixed_precision="fp16",
             dataloader_config=DataLoaderConfiguration(
-                split_batches=True, use_seedable_sampler=True, data_seed=checks.stream_seed(seed, "order")
+                split_batches=True, use_seedable_sampler=True, data_seed=setup.stream_seed(seed, "order")
             ),
         )
         accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**10)
         return accelerator
 
-    checks.AcceleratorState._reset_state()
-    monkeypatch.setattr(checks, "make_accelerator", make)
+    setup.AcceleratorState._reset_state()
+    monkeypatch.setattr(setup, "make_accelerator", make)
     yield
-    checks.AcceleratorState._reset_state()
+    setup.AcceleratorState._reset_state()
 
 
 class Overflowing(tiny.Interrupted):

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from training_runs import run
 
-from lora_tutorial.training import checks, recipes
+from lora_tutorial.training import recipes, setup
 
 
 def refused(said, error=ValueError, **arguments):
@@ -79,8 +79,8 @@ def test_a_rate_at_which_adamw_leaves_single_precision_is_refused():
 
 
 def test_a_batch_is_shared_out_equally_or_not_at_all():
-    checks.check_split(4, *tiny.loaders())
+    setup.check_split(4, *tiny.loaders())
     with pytest.raises(
         ValueError, match=r"A batch of 8 cannot be split over 3 processes.*choose one that 3 divides"
     ):
-        checks.check_split(3, *tiny.loaders())
+        setup.check_split(3, *tiny.loaders())
