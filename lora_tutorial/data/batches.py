@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,7 @@ def make_loader(
     seed: int = 0,
     sort_by_length: bool = False,
     group_by_length: bool = False,
+    collate: Callable[[list[Any]], dict[str, Any]] | None = None,
 ) -> DataLoader:
     """Batches of tensors, each padded to its own longest row.
 
@@ -127,6 +128,8 @@ def make_loader(
         from the data set's; not to be combined with ``shuffle``.
     group_by_length
         With ``shuffle``: draw batches whose rows are of like length, see `GroupedBatches`.
+    collate
+        Makes a batch of rows, instead of transformers' ``DataCollatorWithPadding``.
 
     Returns
     -------
@@ -149,16 +152,18 @@ def make_loader(
     if not len(dataset) or "input_ids" not in dataset.column_names:
         raise ValueError(f"There is nothing to load: columns {dataset.column_names}, {len(dataset)} rows.")
     lengths = [len(ids) for ids in dataset["input_ids"]] if sort_by_length or group_by_length else []
+    collate = DataCollatorWithPadding(tokenizer) if collate is None else collate
     if group_by_length:
-        batches = GroupedBatches(lengths, batch_size, seed)
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=DataCollatorWithPadding(tokenizer))
+        return DataLoader(
+            dataset, batch_sampler=GroupedBatches(lengths, batch_size, seed), collate_fn=collate
+        )
     if sort_by_length:
         dataset = dataset.select(np.argsort(lengths, kind="stable").tolist())
     return DataLoader(
         dataset,
         batch_size=batch_size,
         shuffle=shuffle,
-        collate_fn=DataCollatorWithPadding(tokenizer),
+        collate_fn=collate,
         generator=torch.Generator().manual_seed(seed),
     )
 

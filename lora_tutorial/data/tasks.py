@@ -125,6 +125,11 @@ DATA: dict[str, DataOrigin] = {
         _UNLISTED,
         texts="Winograd's schemas, from stories",
     ),
+    "docstrings": DataOrigin(
+        "first sentences of docstrings in installed packages",
+        "BSD licences; matplotlib's own, of that kind",
+        _UNLISTED,
+    ),
     "squad": DataOrigin("SQuAD 1.1", "CC BY-SA 4.0", _SQUAD),
     "squad_v2": DataOrigin("SQuAD 2.0", "CC BY-SA 4.0", _SQUAD),
     "squad_v2-articles": DataOrigin(
@@ -150,7 +155,7 @@ class Task:
     metric
         The name ``metrics.load_metric`` takes.
     labels
-        Names of the classes, in the order of their numbers; empty for a regression and for SQuAD.
+        Names of the classes, in the order of their numbers; empty where there are none.
     label_range
         Lowest and highest label of a regression; ``None`` for the other tasks.
     path, config
@@ -198,19 +203,25 @@ class Task:
         return self.metric.startswith("squad")
 
     @property
+    def generative(self) -> bool:
+        """Whether the answer is text that a language model writes; the rows are conversations."""
+        return self.metric == "response"
+
+    @property
     def embedded(self) -> bool:
         """Whether the data need no hub."""
         return not self.path
 
     @property
     def num_labels(self) -> int:
-        """Outputs of the head: the classes, 1 for a regression, 2 (start and end) for SQuAD."""
+        """Outputs of the head: the classes, 1 for a regression, 2 (start and end) for SQuAD, 0 for none."""
         return 2 if self.extractive else (1 if self.regression else len(self.labels))
 
     @property
     def required_columns(self) -> tuple[str, ...]:
         """The columns that the source must have."""
-        return (*self.columns, "answers", "id") if self.extractive else (*self.columns, "label")
+        beside = ("answers", "id") if self.extractive else () if self.generative else ("label",)
+        return (*self.columns, *beside)
 
 
 class LoadedTask(NamedTuple):
@@ -281,6 +292,7 @@ TASKS: dict[str, Task] = {
         *_corpus("products"),
         *_corpus("editorials"),
         *_corpus("tweets"),
+        Task("docstrings", ("messages",), "response"),
         _glue("cola", "sentence", "unacceptable acceptable", "matthews"),
         _glue(
             "sst2",

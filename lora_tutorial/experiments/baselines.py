@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,22 +10,38 @@ import torch
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import make_scorer
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lora_tutorial.data.batches import in_row_order
+from lora_tutorial.data.batches import in_row_order, make_loader
 from lora_tutorial.data.metrics import TaskMetric
 from lora_tutorial.data.tasks import LoadedTask
-from lora_tutorial.experiments.inputs import Loaders
+from lora_tutorial.experiments.inputs import EVALUATION_BATCH, Loaders
 from lora_tutorial.models.roberta import LoraWrapperRoberta, mean_of_tokens
 
 #: Strengths of regularisation that the probe tries.
 STRENGTHS = {"logisticregression__C": np.logspace(-4, 0, 5), "ridge__alpha": np.logspace(0, 5, 6)}
 FOLDS = 5
+
+
+class Vectors(NamedTuple):
+    """What an encoder makes of a split's rows, as NumPy arrays.
+
+    Attributes
+    ----------
+    mean, first
+        The mean over the tokens that are not padding, and the first token's vector, (rows, hidden).
+    labels
+        (rows,).
+    """
+
+    mean: Any
+    first: Any
+    labels: Any
 
 
 class Probe(NamedTuple):
@@ -71,6 +87,7 @@ def linear_probe(
     regression: bool,
     splits: tuple[str, ...],
     pooling: str = "mean",
+    vectors: Mapping[str, Vectors] | None = None,
 ) -> dict[str, Probe]:
     """Fit logistic (or ridge) regression to the frozen encoder's vectors, and score it on some splits.
 
@@ -90,8 +107,13 @@ def linear_probe(
         Which to score.
     pooling
         ``"mean"`` over the tokens that are not padding, or ``"first"``.
+    vectors
+        From `encode_splits`, where they are at hand already.
     """
-    x, y = pooled_vectors(encoder, loaders.train, pooling)
+    if pooling not in ("mean", "first"):
+        raise ValueError(f"pooling must be mean or first; got {pooling!r}.")
+    vectors = encode_splits(encoder, loaders, splits) if vectors is None else vectors
+    x, y = getattr(vectors["train"], pooling), vectors["train"].labels
     head = Ridge() if regression else LogisticRegression(max_iter=2000)
     name = type(head).__name__.lower()
     strengths = {key: values for key, values in STRENGTHS.items() if key.startswith(name)}
@@ -106,30 +128,38 @@ def linear_probe(
             f"The linear probe is fitted by cross-validation, and a class has {rarest} training row; give at "
             "least two of each class."
         )
-    search = GridSearchCV(
-        make_pipeline(StandardScaler(), head), strengths, scoring=make_scorer(score), cv=folds
-    )
+    cv = (KFold if regression else StratifiedKFold)(folds, shuffle=True, random_state=0)
+    search = GridSearchCV(make_pipeline(StandardScaler(), head), strengths, scoring=make_scorer(score), cv=cv)
     search.fit(x, y)
     probes = {}
     for split in splits:
-        x, y = pooled_vectors(encoder, loaders.scored[split], pooling)
+        x, y = getattr(vectors[split], pooling), vectors[split].labels
         guessed = search.predict(x)
         scores = metric.compute(predictions=guessed, references=y)
         probes[split] = Probe(scores, guessed.tolist(), float(next(iter(search.best_params_.values()))))
     return probes
 
 
+def encode_splits(encoder: nn.Module, loaders: Loaders, splits: Sequence[str]) -> dict[str, Vectors]:
+    """Encode the training rows and some other splits once, for any number of probes.
+
+    Training rows are in the order of their lengths, which pads less, the others in their loader's order.
+    """
+    collate: Any = loaders.train.collate_fn
+    training = make_loader(loaders.train.dataset, collate.tokenizer, EVALUATION_BATCH, sort_by_length=True)
+    loaders_of = {"train": training} | {split: loaders.scored[split] for split in splits}
+    return {split: encode_rows(encoder, loader) for split, loader in loaders_of.items()}
+
+
 @torch.no_grad()
-def pooled_vectors(encoder: nn.Module, loader: DataLoader, pooling: str = "mean") -> tuple[Any, Any]:
-    """One vector a row, (rows, hidden), and the labels, (rows,), as NumPy arrays in the loader's order."""
-    if pooling not in ("mean", "first"):
-        raise ValueError(f"pooling must be mean or first; got {pooling!r}.")
+def encode_rows(encoder: nn.Module, loader: DataLoader) -> Vectors:
+    """Each row's vectors and label, in the loader's order."""
     encoder.eval()
-    states, labels = [], []
+    means, firsts, labels = [], [], []
     for batch in tqdm(loader, desc="encoding", leave=False, disable=None):  # hidden off a terminal
         labels.append(batch.pop("labels"))
         batch = {key: value.to(encoder.device) for key, value in batch.items()}
-        hidden = encoder(**batch).last_hidden_state.float()
-        mean = pooling == "mean"
-        states.append((mean_of_tokens(hidden, batch["attention_mask"]) if mean else hidden[:, 0]).cpu())
-    return torch.cat(states).numpy(), torch.cat(labels).numpy()
+        hidden = encoder(**batch).last_hidden_state.float()  # (rows, tokens, hidden)
+        means.append(mean_of_tokens(hidden, batch["attention_mask"]).cpu())
+        firsts.append(hidden[:, 0].cpu())
+    return Vectors(*(torch.cat(parts).numpy() for parts in (means, firsts, labels)))

@@ -10,13 +10,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from lora_tutorial.data.metrics import load_metric
+from lora_tutorial.data.tasks import get_task
 from lora_tutorial.experiments.baselines import linear_probe
-from lora_tutorial.experiments.evaluate import Evaluation
+from lora_tutorial.experiments.evaluate import Evaluation, prompt
 from lora_tutorial.experiments.grid import (
     PROBE,
     Grid,
@@ -36,6 +37,8 @@ from lora_tutorial.experiments.run import (
     save_run_adapter,
     trained_file,
 )
+from lora_tutorial.lm.evaluator import ResponseScorer
+from lora_tutorial.lm.models import LanguageModel, load_lm
 from lora_tutorial.lora.variants import VARIANTS
 from lora_tutorial.models.encoders import Encoder, load_encoder
 from lora_tutorial.storage.files import FolderInUseError, atomic_write_bytes, folder_lock, sha256_of
@@ -48,7 +51,7 @@ WAIT = 5.0  # seconds between looks at the records of another process
 
 
 class Bench:
-    """Everything that the runs of one grid share: the encoder, each task's data, the folders."""
+    """Everything that the runs of one grid share: the base model, each task's data, the folders."""
 
     def __init__(self, grid: Grid, folder: Path, work: Path, options: Mapping[str, Any]) -> None:
         self.grid, self.folder, self.work, self.options = grid, folder, work, dict(options)
@@ -57,7 +60,8 @@ class Bench:
             if arm.variant not in VARIANTS:
                 known = ", ".join(VARIANTS)
                 raise ValueError(f"Arm {arm.name!r}: variant must be one of {known}; got {arm.variant!r}.")
-        self.encoder: Encoder = load_encoder(grid.encoder)
+        load = load_lm if get_task(grid.tasks[0]).generative else load_encoder
+        self.encoder: Encoder | LanguageModel = load(grid.encoder)
         self.base = encoder_hash(self.encoder.model)
         self._data: dict[str, Prepared] = {}
 
@@ -141,10 +145,22 @@ class Bench:
 
     def _probe(self, job: Job) -> RunRecord:
         """The record of the arm that trains nothing; its strength is chosen by cross-validation."""
+        record, started, tokenizer = self.expected(job), time.monotonic(), cast(Any, self.encoder.tokenizer)
+        if self.data_of(job).loaded.task.generative:
+            prompted = prompt(self.encoder.model, tokenizer, self.data_of(job), job.arm.shots)
+            record.extra, record.main_score = prompted, ResponseScorer.main_score
+        else:
+            record.extra, record.main_score = self._linear_probe(job, tokenizer)
+        record.status = "finished"
+        record.total_parameters = sum(value.numel() for value in self.encoder.model.parameters())
+        record.wall_seconds = time.monotonic() - started
+        record.hardware = describe_hardware(torch.get_num_threads())
+        return record
+
+    def _linear_probe(self, job: Job, tokenizer: Any) -> tuple[dict[str, Any], str]:
+        """What the record of a linear probe holds, and its main score."""
         loaded, tokens, _ = self.data_of(job)
-        record, metric = self.expected(job), load_metric(loaded.task.metric)
-        started = time.monotonic()
-        tokenizer: Any = self.encoder.tokenizer
+        metric = load_metric(loaded.task.metric)
         loaders = make_loaders(loaded, tokenizer, job.experiment.recipe, 0, tokens)
         splits, regression = tuple(loaders.scored), loaded.task.regression
         probes = linear_probe(self.encoder.model, loaders, metric, regression, splits, job.arm.pooling)
@@ -156,17 +172,13 @@ class Bench:
             for split in splits
         }
         final = "test" if "test" in splits else "validation"
-        record.extra = {
+        extra = {
             "scored_on": final,
             "scores": {"trained": probes[final].scores},
             "splits": {split: made.summary(True) for split, made in evaluations.items()},
             "strength": probes[final].strength,
         }
-        record.main_score, record.status = metric.main_score, "finished"
-        record.total_parameters = sum(value.numel() for value in self.encoder.model.parameters())
-        record.wall_seconds = time.monotonic() - started
-        record.hardware = describe_hardware(torch.get_num_threads())
-        return record
+        return extra, metric.main_score
 
 
 def run_grid(

@@ -1,4 +1,4 @@
-"""One evaluator for classes, numbers and spans: it predicts a split once and keeps what it predicted."""
+"""One evaluator for classes, numbers, spans and texts: it predicts a split once and keeps all."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_tutorial.data.batches import in_row_order, make_loader
 from lora_tutorial.data.metrics import load_metric
+from lora_tutorial.data.sources import load_task
 from lora_tutorial.data.span_metrics import score_answer
 from lora_tutorial.data.tasks import Task
-from lora_tutorial.experiments.inputs import EVALUATION_BATCH, OVERLAP
+from lora_tutorial.experiments.inputs import EVALUATION_BATCH, OVERLAP, Prepared
+from lora_tutorial.lm.chat import Message, encode_chat
+from lora_tutorial.lm.evaluator import ResponseScorer, text_losses, write_and_compare
 from lora_tutorial.squad.evaluator import SquadScorer
 from lora_tutorial.training.recipes import Recipe
 from lora_tutorial.training.trainer import predict
+
+#: Of a language model's test rows, how many it answers by itself, and in how many tokens at most.
+ANSWERED, MOST_NEW = 64, 64
+#: Newspaper snippets on which the grasp of other text is measured.
+OTHER_TEXTS = 100
 
 
 class Evaluation(NamedTuple):
@@ -151,7 +159,31 @@ class SpanEvaluator:
         return self.last
 
 
-Evaluator = RowEvaluator | SpanEvaluator
+class TextEvaluator:
+    """Scores a language model on conversations by the loss of their responses; attributes `RowEvaluator`'s.
+
+    An evaluation's ``predictions`` are each row's loss in nats, its ``labels`` the row's response tokens.
+    """
+
+    main_score = ResponseScorer.main_score
+
+    def __init__(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._scorer = ResponseScorer(rows, tokenizer)
+        self.last: Evaluation | None = None
+
+    def __call__(self, model: nn.Module, accelerator: Accelerator | None = None) -> dict[str, float]:
+        """The scores, as ``train`` asks for them after each epoch."""
+        return self.evaluate(model, accelerator).scores
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator | None = None) -> Evaluation:
+        """Read every row, without gradients and in eval mode, in which the model is left."""
+        scores, losses = self._scorer(model, accelerator), self._scorer.last
+        assert losses is not None
+        self.last = Evaluation(list(losses.sums), scores, losses.tokens)
+        return self.last
+
+
+Evaluator = RowEvaluator | SpanEvaluator | TextEvaluator
 
 
 def make_evaluators(
@@ -159,6 +191,8 @@ def make_evaluators(
 ) -> dict[str, Evaluator]:
     """An evaluator for every split that can be scored; ``tokens`` come from `tokenize_rows`."""
     splits = [split for split in tokens if split not in ("train", "threshold")]
+    if task.generative:
+        return {split: TextEvaluator(tokens[split], tokenizer) for split in splits}
     if not task.extractive:
         return {split: RowEvaluator(task.metric, tokens[split], tokenizer) for split in splits}
     apart = tokens.get("threshold")
@@ -166,6 +200,76 @@ def make_evaluators(
         split: SpanEvaluator(task.metric, tokens[split], tokenizer, apart, recipe.max_length)
         for split in splits
     }
+
+
+def written(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    split: str,
+    examples: Sequence[Message] = (),
+) -> dict[str, Any]:
+    """What a record keeps of a language model's own answers, and of its grasp of other text.
+
+    Parameters
+    ----------
+    model, tokenizer
+        As they are at the end of a run.
+    prepared
+        The run's data.
+    split
+        Its first ``ANSWERED`` rows are answered.
+    examples
+        Messages in front of every prompt.
+
+    Returns
+    -------
+    dict
+        ``"written"``: `Written.summary`, with every answer and its chrF. ``"other_text"``: each loss in nats
+        of ``OTHER_TEXTS`` newspaper snippets that have nothing to do with the task, and their tokens.
+    """
+    rows = prepared.tokenized[split]["row"][:ANSWERED]
+    conversations = prepared.loaded.data[split].select(rows)["messages"]
+    found = write_and_compare(model, tokenizer, list(conversations), examples, max_new_tokens=MOST_NEW)
+    texts = load_task("editorials").data["test"]["text"][:OTHER_TEXTS]
+    other = text_losses(model, tokenizer, list(texts))
+    answers = {
+        "answers": [answer.text for answer in found.answers],
+        "each_chrf": [round(score, 2) for score in found.chrf],
+        "each_stopped": "".join(str(int(answer.stopped)) for answer in found.answers),
+    }
+    sums = [round(value, 4) for value in other.sums]
+    return {
+        "written": found.summary() | answers,
+        "other_text": {"loss": other.loss, "sums": sums, "tokens": list(other.tokens)},
+    }
+
+
+def prompt(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, shots: int
+) -> dict[str, Any]:
+    """What the record of an untrained language model holds: asked as it is, or after examples.
+
+    Parameters
+    ----------
+    model, tokenizer, prepared
+        As for `written`.
+    shots
+        How many of the training rows, those with the shortest conversations, go in front of each prompt.
+    """
+    train = prepared.tokenized["train"]
+    shortest = sorted(range(len(train)), key=lambda row: (len(train[row]["input_ids"]), row))[:shots]
+    chosen = prepared.loaded.data["train"].select([train[row]["row"] for row in shortest])["messages"]
+    examples = [message for messages in chosen for message in messages]
+    splits = {}
+    for split in [name for name in prepared.tokenized if name != "train"]:
+        rows = prepared.loaded.data[split].select(prepared.tokenized[split]["row"])["messages"]
+        encoded = [encode_chat([*examples, *m], tokenizer, last_only=True)._asdict() for m in rows]
+        evaluator = TextEvaluator(Dataset.from_list(encoded), tokenizer)
+        splits[split] = evaluator.evaluate(model).summary(keep_predictions=True)
+    final = "test" if "test" in splits else "validation"
+    scores = {"scored_on": final, "scores": {"trained": splits[final]["scores"]}, "splits": splits}
+    return scores | {"shots": shots} | written(model, tokenizer, prepared, final, examples)
 
 
 def predictions_hash(predictions: Sequence[Any]) -> str:

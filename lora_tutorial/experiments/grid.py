@@ -41,6 +41,8 @@ class Arm:
         The learning rates that its search begins with; by default `RATES` of its method.
     changes
         Fields of the grid's recipe to replace for this arm.
+    shots
+        Where a language model is not trained at all (``"probe"``): examples to put in front of its prompt.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Arm:
     head: str = "tutorial"
     rates: tuple[float, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    shots: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, PROBE):
@@ -61,6 +64,8 @@ class Arm:
             object.__setattr__(self, "rates", RATES[self.method])
         if len(set(self.rates)) < len(self.rates) or any(not rate > 0 for rate in self.rates):
             raise ValueError(f"Arm {self.name!r}: rates={self.rates!r} must be above 0, and each once.")
+        if self.shots and (self.method != PROBE or self.shots < 0):
+            raise ValueError(f"Arm {self.name!r}: shots={self.shots!r} is for method {PROBE!r}, from 0 up.")
 
 
 @dataclass(frozen=True)
@@ -131,8 +136,9 @@ class Grid:
         for task in self.of_task:
             if task not in self.tasks:
                 raise ValueError(f"of_task names {task!r}, which is not among the tasks {self.tasks!r}.")
+        if len({get_task(task).generative for task in self.tasks}) > 1:
+            raise ValueError(f"tasks={self.tasks!r}: a language model and an encoder need a grid each.")
         for task in self.tasks:
-            get_task(task)
             for arm in self.arms:
                 first = self.recipe_for(task, arm).start_from
                 if first is not None and first not in self.tasks[: self.tasks.index(task)]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_tutorial.data.batches import make_loader, tokenize
 from lora_tutorial.data.tasks import LoadedTask
+from lora_tutorial.lm.batches import make_chat_loader, tokenize_chats
 from lora_tutorial.squad.threshold import split_by_article
 from lora_tutorial.squad.windows import make_windows
 from lora_tutorial.training.recipes import Recipe
@@ -67,12 +68,17 @@ def tokenize_rows(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, recipe
     """Cut the training set to the recipe's ``max_examples``, the same rows for every seed, and tokenise.
 
     SQuAD's training questions become windows, ``max_examples`` of them at most. Of v2's, whole articles are
-    set aside first, as split ``"threshold"``. The other splits stay questions.
+    set aside first, as split ``"threshold"``. The other splits stay questions. Of conversations, those longer
+    than ``max_length`` are left out, in every split, before any are counted.
     """
     if "train" not in loaded.data:
         raise ValueError(f"Task {loaded.task.name!r} has no training split in this source; choose another.")
     if loaded.task.extractive:
         return _span_rows(loaded, tokenizer, recipe)
+    if loaded.task.generative:
+        tokens = tokenize_chats(loaded.data, tokenizer, recipe.max_length)
+        tokens["train"] = tokens["train"].select(recipe.subset(len(tokens["train"]), seed=0))
+        return tokens
     rows = loaded.data["train"]
     data = DatasetDict({**loaded.data, "train": rows.select(recipe.subset(len(rows), seed=0))})
     return tokenize(LoadedTask(loaded.task, data), tokenizer, recipe.max_length)
@@ -108,6 +114,8 @@ def make_loaders(
 def train_loader(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, seed: int) -> DataLoader:
     """Shuffled batches of tokenised training rows, of like length where the recipe says so."""
     grouped = {"shuffle": True, "group_by_length": recipe.group_by_length}
+    if "row" in rows.column_names:  # conversations
+        return make_chat_loader(rows, tokenizer, recipe.batch_size, seed=seed, **grouped)
     return make_loader(rows, tokenizer, recipe.batch_size, seed=seed, **grouped)
 
 

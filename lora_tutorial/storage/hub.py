@@ -10,7 +10,7 @@ from lora_tutorial.storage.files import sha256_of
 
 _TIMEOUT = 5.0  # seconds; without an early look-up the libraries retry for about twenty
 # No pickled weights: everything but safetensors, JSON and vocabularies stays where it is.
-_FILES = ["*.json", "*.txt", "model.safetensors", "model-*.safetensors"]
+_FILES = ["*.json", "*.txt", "*.jinja", "model.safetensors", "model-*.safetensors"]
 
 
 class HubUnreachableError(ConnectionError):

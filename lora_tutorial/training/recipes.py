@@ -259,6 +259,18 @@ RECIPES: dict[str, Recipe] = {
     # One short epoch for a first look. Of 5e-4, 1e-3, 2e-3 and 4e-3 this rate scored best on the validation
     # sentences of the film reviews (benchmarks/results/reviews-quick-lr*.json).
     "quick": Recipe("quick", epochs=1, batch_size=16, learning_rate=2e-3, warmup=0.1, max_examples=3000),
+    # A language model on short answers, for some minutes on a few cores.
+    "chat": Recipe(
+        "chat",
+        epochs=1,
+        batch_size=4,
+        learning_rate=5e-4,
+        warmup=0.1,
+        weight_decay=0.0,
+        max_examples=320,
+        max_length=256,
+        group_by_length=True,
+    ),
     # A whole benchmark on a few cores.
     "cpu": Recipe(
         "cpu",
@@ -278,7 +290,7 @@ def load_recipe(name: str, task: str | None = None, **changes: Any) -> Recipe:
     Parameters
     ----------
     name
-        ``"tutorial"``, ``"quick"``, ``"cpu"`` or ``"paper"``.
+        ``"tutorial"``, ``"quick"``, ``"chat"``, ``"cpu"`` or ``"paper"``.
     task
         Which row of Table 9, which ``"paper"`` needs; and how long inputs are: SQuAD's contexts need
         ``SPAN_LENGTH`` tokens.
