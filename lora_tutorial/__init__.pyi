@@ -54,6 +54,7 @@ from .data.tasks import TASKS as TASKS
 from .data.tasks import LoadedTask as LoadedTask
 from .data.tasks import Task as Task
 from .data.tasks import get_task as get_task
+from .experiments.baselines import encode_splits as encode_splits
 from .experiments.baselines import frozen_encoder_baseline as frozen_encoder_baseline
 from .experiments.baselines import linear_probe as linear_probe
 from .experiments.baselines import majority_baseline as majority_baseline

@@ -19,7 +19,7 @@ from lora_tutorial.data.metrics import load_metric
 from lora_tutorial.data.sources import load_task
 from lora_tutorial.data.tasks import get_task
 from lora_tutorial.experiments import run
-from lora_tutorial.experiments.baselines import linear_probe, majority_baseline, pooled_vectors
+from lora_tutorial.experiments.baselines import encode_splits, linear_probe, majority_baseline
 from lora_tutorial.experiments.evaluate import RowEvaluator, make_evaluators, predictions_hash
 from lora_tutorial.experiments.experiment import Experiment
 from lora_tutorial.experiments.inputs import data_hash, hold_out, make_loaders, tokenize_rows
@@ -339,8 +339,11 @@ def test_the_probe_is_scikit_learns_on_the_pooled_vectors(data, encoder, pooling
     guessed = head.fit(*vectors("train")).predict(vectors("validation")[0])
     lengths = [len(row["input_ids"]) for row in tokenize(loaded, tokenizer, 128)["validation"]]
     assert np.mean(guessed == np.array(probe.in_order(lengths))) > 0.9
+    known = encode_splits(model, loaders, ("validation",))
+    again = linear_probe(None, loaders, load_metric("accuracy"), False, ("validation",), pooling, known)
+    assert again["validation"] == probe  # nothing was encoded again
     with pytest.raises(ValueError, match="pooling must be mean or first"):
-        pooled_vectors(model, loaders.train, "max")
+        linear_probe(model, loaders, load_metric("accuracy"), False, ("validation",), "max")
 
 
 def test_the_majority_and_the_mean_are_what_they_say(data):
