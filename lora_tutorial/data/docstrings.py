@@ -7,6 +7,7 @@ none is imported. Sides are whole packages, so that no function has a twin on an
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import textwrap
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ SIDES = {
 REQUEST = "Summarise this Python function in one sentence."
 #: Characters of a function's code without its docstring, and of the sentence: least and most.
 CODE, SENTENCE = (60, 900), (20, 160)
+#: Rows to validate and to test on; a hash of the sentence draws them.
+MOST = {"validation": 128, "test": 256}
 #: Raise it when other functions are chosen: what an older version kept in the cache is then not used.
 VERSION = 1
 
@@ -57,19 +60,21 @@ def load_docstrings() -> DatasetDict:
     ValueError
         If a package is not installed or comes without its sources.
     """
-    return DatasetDict({side: Dataset.from_list(_rows(packages)) for side, packages in SIDES.items()})
+    return DatasetDict({side: Dataset.from_list(_rows(side)) for side in SIDES})
 
 
-def _rows(packages: tuple[str, ...]) -> list[dict]:
+def _rows(side: str) -> list[dict]:
     rows, known = [], set()
-    for package in packages:
+    for package in SIDES[side]:
         functions = package_functions(package)
         source = f"{package} {metadata.version(package)}"
         for function in functions:
             if function.sentence not in known:  # a sentence that several functions share is kept once
                 known.add(function.sentence)
                 rows.append({"messages": conversation(function), "source": source})
-    return rows
+    if side in MOST:
+        rows.sort(key=lambda row: hashlib.sha256(row["messages"][-1]["content"].encode()).hexdigest())
+    return rows[: MOST.get(side)]
 
 
 def conversation(function: Documented) -> list[dict[str, str]]:
