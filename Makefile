@@ -21,7 +21,7 @@ NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeou
          --nbval-sanitize-with tools/sanitize.cfg -p no:cacheprovider
 # As many tests and chapters at a time as JOBS says, each on one thread; a file's tests stay together.
 SPREAD := env OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
-WORKERS := -n $(JOBS) --dist loadscope
+WORKERS := -n $(JOBS) --dist loadscope --no-loadscope-reorder
 # The chapters that train longest start first, and the short ones fill up the time beside them.
 LONGEST := $(addprefix book/,$(addsuffix .ipynb,04_first_finetune 18_capstone 09_qlora 10_glue))
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard book/*.ipynb)))
@@ -64,7 +64,7 @@ serve: $(READY)  ## serve the built book on http://127.0.0.1:8000 (PORT=...)
 
 test: $(READY)  ## every test: all chapters re-executed, the package, the book's build (JOBS=...)
 	@status=0; \
-	$(SPREAD) $(CHAPTER_ENV) $(NBVAL) $(WORKERS) --no-loadscope-reorder $(CHAPTERS) || status=1; \
+	$(SPREAD) $(CHAPTER_ENV) $(NBVAL) $(WORKERS) $(CHAPTERS) || status=1; \
 	$(SPREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(WORKERS) --cov --cov-report= tests || status=1; \
 	$(BIN)/coverage report --skip-covered; \
 	echo "Of lora/, quant/ and adapters/ at least 95 % of the lines are run:"; \

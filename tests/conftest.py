@@ -11,6 +11,21 @@ import torch
 from transformers import RobertaConfig, RobertaModel
 
 
+def pytest_collection_modifyitems(items):
+    """Long files first, so that no process is left alone with one at the end.
+
+    The first of all builds the book; what else needs its pages comes last, when they are there.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    pages = {item.path for item in items if "html_folder" in item.fixturenames}
+
+    def place(item):
+        builds = item.path.name == "test_book_build.py"
+        return 0 if builds else 3 if item.path in pages else 1 if item.path in slow else 2
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def data_folder():
     """The folder of real GLUE and SQuAD files; without one the test is skipped, unless it was promised."""
