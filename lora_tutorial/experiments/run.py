@@ -328,8 +328,9 @@ def encoder_hash(encoder: nn.Module) -> str:
 def trained_file(model: nn.Module, base_sha256: str = "") -> bytes:
     """The safetensors file that holds everything that trained: an adapter's own, or all of a full copy."""
     tensors = {name: value.cpu().contiguous() for name, value in adapter_tensors(model).items()}
-    about = {"base_sha256": base_sha256} if base_sha256 else {}
-    return safetensors.torch.save(tensors, metadata={"format": "pt", **about})
+    # one entry: several are written in an order that changes, and so would the hash of the file
+    about = {"base_sha256": base_sha256} if base_sha256 else {"format": "pt"}
+    return safetensors.torch.save(tensors, metadata=about)
 
 
 def save_run_adapter(result: Result, folder: Path) -> int:

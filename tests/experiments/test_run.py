@@ -249,6 +249,11 @@ def earlier(request, encoder, tmp_path):
     return tmp_path / request.param, model
 
 
+def test_what_training_left_has_one_hash(encoder):
+    model = build_model(get_task("sst2"), "lora", encoder)
+    assert len({trained_file(model, encoder_hash(model.model)) for _ in range(20)}) == 1
+
+
 def test_a_start_brings_the_factors_and_leaves_the_head(earlier, encoder):
     folder, old = earlier
     model = build_model(get_task("stsb"), "lora", encoder)
