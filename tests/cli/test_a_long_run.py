@@ -10,7 +10,7 @@ import time
 
 import pytest
 from bench_rows import BAD, GOOD
-from command_line import call, environment, installed_script, unboxed
+from command_line import ends, environment, installed_script
 from tiny_checkpoint import make_checkpoint
 
 pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
@@ -68,7 +68,8 @@ def read_to_the_end(terminal):
     return shown
 
 
-def test_bars_a_lock_and_ctrl_c(command, tmp_path):
+def test_bars_a_lock_and_ctrl_c(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 120))  # without a size nothing is drawn
     started = start(command, tmp_path, stdout=subprocess.PIPE, stderr=theirs)
@@ -79,9 +80,8 @@ def test_bars_a_lock_and_ctrl_c(command, tmp_path):
         read_until(ours, started, lambda shown: all(bar in shown for bar in bars))
         assert record.exists()
 
-        again = call(*command, "--resume", cwd=tmp_path)
-        assert (again.returncode, again.stdout) == (2, b"")
-        assert "Another process is working on the run" in unboxed(again.stderr.decode())
+        printed, said = ends(monkeypatch, capsys, *command, "--resume")
+        assert printed == "" and "Another process is working on the run" in said
 
         started.send_signal(signal.SIGINT)
         told = read_to_the_end(ours)
@@ -94,9 +94,9 @@ def test_bars_a_lock_and_ctrl_c(command, tmp_path):
         os.close(ours)
     *_, last = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     # the lock went with the process: the command goes on from where it was
-    done = call(*command[:-6], "--epochs", "4999", "--out", "run", "--resume", cwd=tmp_path)
-    assert f"Going on after step {int(last.name[5:]):,}, the last whole checkpoint" in done.stdout.decode()
-    assert "recipe.epochs is 5000 there, 4999 here" in unboxed(done.stderr.decode())
+    printed, said = ends(monkeypatch, capsys, *command[:-6], "--epochs", 4999, "--out", "run", "--resume")
+    assert f"Going on after step {int(last.name[5:]):,}, the last whole checkpoint" in printed
+    assert "recipe.epochs is 5000 there, 4999 here" in said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT")

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 #: What the child processes share: each step's outcome by name, an error as its type and sentence.
 PRELUDE = """
-import json, sys, time
+import json, os, sys, time
 from lora_tutorial.models.encoders import load_encoder, load_tokenizer
 from lora_tutorial.data.sources import load_task
 
@@ -99,8 +98,20 @@ def repositories(tmp_path_factory):
     }
 
 
+#: One process imports everything; a fork of it finds the hub, and it itself goes on when the hub is gone.
+ONE_AFTER_THE_OTHER = f"""
+if os.fork() == 0:
+    exec({ONLINE!r})
+    print(json.dumps(outcome), flush=True)
+    os._exit(0)
+sys.stdin.readline()
+exec({LATER.replace('step("train", train)', "")!r})
+print(json.dumps(outcome))
+"""
+
+
 def child(script, address, home, **environment):
-    """Run a script in a fresh Python that knows the hub by `address`; returns its outcomes."""
+    """Start a script in a fresh Python that knows the hub by `address`."""
     clean = {
         key: value for key, value in os.environ.items() if not key.startswith(("HF_", "LORA_TUTORIAL_DATA"))
     }
@@ -111,26 +122,26 @@ def child(script, address, home, **environment):
         **environment,
     }
     clean |= {"NO_PROXY": "127.0.0.1,localhost", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
-    program = PRELUDE + textwrap.dedent(script) + "\nprint(json.dumps(outcome))\n"
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=clean, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    command, pipe = [sys.executable, "-c", PRELUDE + script], subprocess.PIPE
+    return subprocess.Popen(command, env=clean, stdin=pipe, stdout=pipe, text=True)
+
+
+VISITS = ("online", "gone", "offline")
 
 
 @pytest.fixture(scope="module")
 def visits(repositories, tmp_path_factory):
-    """One process with the hub, then one offline and one that finds nobody at the address, in one cache."""
+    """One process with the hub, then one that finds nobody at the address and one offline, in one cache."""
     home = tmp_path_factory.mktemp("hf-home")
-    with Hub(repositories) as hub:
-        online = child(ONLINE, hub.address, home)
-    offline = child(LATER, hub.address, home, HF_HUB_OFFLINE="1")
-    gone = child(LATER.replace('step("train", train)', ""), hub.address, home)
+    hub = Hub(repositories)
+    with child(ONE_AFTER_THE_OTHER, hub.address, home) as first:
+        with hub:
+            online = first.stdout.readline()
+        gone, _ = first.communicate("the hub is gone\n", timeout=600)
+    with child(LATER + "\nprint(json.dumps(outcome))", hub.address, home, HF_HUB_OFFLINE="1") as last:
+        offline, _ = last.communicate(timeout=600)
     return {
-        "online": online,
-        "offline": offline,
-        "gone": gone,
+        **{name: json.loads(said) for name, said in zip(VISITS, (online, gone, offline), strict=True)},
         "requests": hub.requests,
         "home": home,
     }

@@ -19,6 +19,12 @@ def run(*arguments):
 
 
 def fails(monkeypatch, capsys, *arguments):
+    """The sentence with which the command ends in this process."""
+    return ends(monkeypatch, capsys, *arguments)[1]
+
+
+def ends(monkeypatch, capsys, *arguments):
+    """What the command prints in this process, and the sentence with which it ends."""
     monkeypatch.setenv("COLUMNS", "2000")  # the box breaks no path
     monkeypatch.setattr("sys.argv", ["lora-tutorial", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
@@ -26,7 +32,7 @@ def fails(monkeypatch, capsys, *arguments):
     captured = capsys.readouterr()
     assert stopped.value.code == 2, captured.err
     assert "Traceback" not in captured.err + captured.out
-    return unboxed(captured.err)
+    return captured.out, unboxed(captured.err)
 
 
 def unboxed(text):

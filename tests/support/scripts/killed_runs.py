@@ -1,4 +1,4 @@
-"""Kill training with SIGKILL at seeded moments, resume it, and print what came of it as JSON.
+"""Train in two processes, then kill training with SIGKILL at seeded moments and resume it; print all as JSON.
 
 Usage: killed_runs.py FOLDER KILLS SEED
 
@@ -18,6 +18,7 @@ from pathlib import Path
 import safetensors.torch
 import tiny
 import torch
+from two_processes import forked, spread
 
 from lora_tutorial.data.metrics import load_metric
 from lora_tutorial.storage.files import sha256_of
@@ -67,27 +68,19 @@ class Killer:
         return wrapped
 
 
+def train_until_killed(folder: Path, plan: tuple[str, int] | None) -> None:
+    count_steps(folder.with_suffix(".steps"))
+    model, loaders, metric, killer = tiny.model(), tiny.loaders(), load_metric("accuracy"), Killer(plan)
+    killer.arm()
+    recipe, options = tiny.recipe(patience=2, keep_best=True), {"checkpoint_every": EVERY, "cpu": True}
+    train(model, *loaders, metric, recipe, folder, resume=True, **options)
+    sys.setprofile(None)
+    folder.with_suffix(".counts").write_text(json.dumps(killer.counts))
+
+
 def attempt(folder: Path, plan: tuple[str, int] | None) -> int:
     """One fork that trains in ``folder``, resuming; returns the signal that ended it, or 0."""
-    child = os.fork()
-    if child == 0:
-        try:
-            count_steps(folder.with_suffix(".steps"))
-            model, loaders, metric = tiny.model(), tiny.loaders(), load_metric("accuracy")
-            killer = Killer(plan)
-            killer.arm()
-            recipe, options = (
-                tiny.recipe(patience=2, keep_best=True),
-                {"checkpoint_every": EVERY, "cpu": True},
-            )
-            train(model, *loaders, metric, recipe, folder, resume=True, **options)
-            sys.setprofile(None)
-            folder.with_suffix(".counts").write_text(json.dumps(killer.counts))
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
+    _, status = os.waitpid(forked(train_until_killed, folder, plan), 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         sys.exit(f"an attempt failed in {folder}")
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
@@ -120,31 +113,23 @@ def outcome(folder: Path) -> dict:
 
 def main() -> None:
     base, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    (base / "two").mkdir()
+    spread(base / "two")
     attempt(base / "whole", None)
     counts = json.loads((base / "whole.counts").read_text())
     draw, runs = random.Random(seed), []
     for number in range(kills):
         # every second one in the middle of a write; the kinds take turns
         kind = [*WRITERS, "save"][number // 2 % 4] if number % 2 else "any"
-        plan = (
-            kind,
-            draw.randint(1, counts[kind]) if kind != "any" else draw.randint(1, counts[kind] * 9 // 10),
-        )
+        most = counts[kind] if kind != "any" else counts[kind] * 9 // 10
+        plan = (kind, draw.randint(1, most))
         folder = base / f"killed-{number}"
         ended = attempt(folder, plan)
         done = folder.with_suffix(".steps").stat().st_size
         left = [path.name for path in folder.rglob(".*")] if folder.exists() else []
         again = attempt(folder, ("none", 0))
-        runs.append(
-            {
-                "plan": plan,
-                "signal": ended,
-                "done": done,
-                "left": left,
-                "again": again,
-                **{"end": outcome(folder)},
-            }
-        )
+        end = outcome(folder)
+        runs.append({"plan": plan, "signal": ended, "done": done, "left": left, "again": again, "end": end})
     print(json.dumps({"whole": outcome(base / "whole"), "counts": counts, "runs": runs}))
 
 

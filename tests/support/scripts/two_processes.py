@@ -1,8 +1,11 @@
-"""What a run does when spread over processes. Usage: torchrun --nproc_per_node 2 two_processes.py FOLDER."""
+"""What a run does when spread over two processes: what each of them executes, and how they are started."""
 
 import contextlib
 import json
+import os
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import tiny
@@ -25,8 +28,32 @@ def end_of(model):
     return [value.tolist() for value in model.state_dict().values()] + [torch.get_rng_state().sum().item()]
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def forked(function: Callable[..., None], *arguments: object) -> int:
+    """Call a function in a fork of this process, which has the imports; returns the fork's number."""
+    child = os.fork()
+    if child == 0:
+        try:
+            function(*arguments)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def spread(folder: Path) -> None:
+    """Run `one_process` in two forks with what torchrun would set in their environments."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    group |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    children = [forked(one_process, folder, group | {"RANK": r, "LOCAL_RANK": r}) for r in ("0", "1")]
+    if sum(os.waitpid(child, 0)[1] for child in children):
+        sys.exit(f"a process of two failed in {folder}")
+
+
+def one_process(folder: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     plain = tiny.model(seed=PartialState(cpu=True).process_index, dropout=0.0)
     record = run(plain)
     own_record = run(tiny.model(dropout=0.0), loaders=tiny.own_loaders())
@@ -56,7 +83,3 @@ def main() -> None:
         }
         (folder / "told.json").write_text(json.dumps(told))
     PartialState().destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
