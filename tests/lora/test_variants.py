@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from adapted_models import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_checks import relative
@@ -13,11 +14,7 @@ from peft_models import shake
 from torch import nn
 from torch.nn import functional as F
 
-from lora_tutorial import (
-    LoraConfig,
-    LoraLinear,
-    lora_modules,
-)
+from lora_tutorial import LoraConfig, lora_modules
 from lora_tutorial.lora.variants import (
     VARIANTS,
     DoraLinear,
@@ -55,28 +52,13 @@ def cases(draw):
     return variant, layer, linear, torch.randn(*shape, n_in, dtype=dtype)
 
 
-def written_out(variant: str, layer: LoraLinear, linear: nn.Linear, *factors: torch.Tensor) -> torch.Tensor:
-    """The adapted weight by the paper's formula, apart from the package."""
-    A, B = factors[:2]
-    r, alpha = layer.lora_config.r, layer.lora_config.lora_alpha
-    scale = alpha / r**0.5 if variant == "rslora" else alpha / r
-    if variant == "pissa":
-        U, S, V = torch.linalg.svd(linear.weight.double())
-        kept = (U[:, :r] * S[:r] @ V[:r]).to(A.dtype)
-        return linear.weight - kept + scale * B @ A
-    weight = linear.weight + scale * B @ A
-    if variant != "dora":
-        return weight
-    return factors[2][:, None] * weight / weight.norm(dim=1, keepdim=True).detach()
-
-
 @settings(max_examples=80, deadline=None)
 @given(cases())
 def test_output_gradients_and_merging_are_the_formulas(case):
     variant, layer, linear, x = case
     factors = layer.lora_factors()["weight"]
     copies = [f.detach().clone().requires_grad_() for f in factors]
-    weight = written_out(variant, layer, linear, *copies)
+    weight = KINDS[variant].weight(linear.weight, layer.lora_config, *copies)
     expected, y = F.linear(x, weight, linear.bias), layer(x)
     assert relative(y, expected) < TOLERANCE[x.dtype]
     assert not torch.allclose(y, linear(x))
