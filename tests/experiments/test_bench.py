@@ -124,7 +124,7 @@ SEARCH = Search(held_out=0.2, factor=10, most=4)
 @pytest.mark.slow
 def test_a_search_goes_by_held_out_rows_and_the_other_seeds_take_its_best_rate(plan, go, tmp_path, data):
     def searched(source=None):
-        more = {"source": str(source)} if source else {}
+        more = {"changes": BRIEF | {"epochs": 1}} | ({"source": str(source)} if source else {})
         return plan(arm={"rates": (1e-9, 1e-2)}, seeds=(0, 1), search=SEARCH, **more)
 
     lines = go(searched())
