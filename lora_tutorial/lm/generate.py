@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from lora_tutorial.lm.chat import Message, template_ids
 
@@ -49,10 +49,10 @@ def next_tokens(model: Any, ids: Sequence[int], temperature: float = 0.0, seed: 
         Of the draws.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    new, cache = torch.tensor([list(ids)], device=model.device), None  # (1, prompt)
+    new = torch.tensor([list(ids)], device=model.device)  # (1, prompt)
+    cache = DynamicCache(config=model.config)
     while True:
-        output = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits, cache = output.logits[0, -1].float(), output.past_key_values  # (vocabulary,)
+        logits = model(input_ids=new, cache=cache, logits_to_keep=1).logits[0, -1].float()  # (vocabulary,)
         if temperature > 0:
             new = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[
                 None
