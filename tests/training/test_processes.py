@@ -1,6 +1,7 @@
 """Two processes with half a batch each learn what one learns; a killed run ends as if it had not been."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +72,16 @@ def test_a_run_on_two_processes_resumes_to_the_same_bits(two):
 
 def test_a_batch_that_does_not_split_is_refused(two):
     assert "A batch of 9 cannot be split over 2 processes" in two[1]["refusal"]
+
+
+def test_torchrun_sets_what_the_two_were_given():
+    shown = "echo $RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR:$MASTER_PORT"
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
+    command = [sys.executable, *command, "sh", "-c", shown]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    ranks = sorted(line.rpartition(" ")[0] for line in done.stdout.splitlines())
+    assert ranks == ["0 0 2 2", "1 1 2 2"], done.stderr
+    assert all(re.search(r" [\w.-]+:\d+$", line) for line in done.stdout.splitlines())
 
 
 def test_ten_kills_at_seeded_moments_end_in_the_same_bits(forked):
