@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from command_line import call, contents, environment, installed_script, unboxed
+from command_line import call, contents, ends, environment, installed_script, unboxed
 
 from lora_tutorial.adapters.shipped import stored_adapter
 from lora_tutorial.cli import checks
@@ -138,7 +138,11 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("case", CASES)
+#: Starting Python takes most of the time: every second mistake is made in what the script calls.
+HERE = [case for case in list(CASES)[::2] if "roberta-huge" not in CASES[case][0]]  # which asks the hub
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in HERE])
 def test_a_mistake_is_one_sentence(place, case):
     arguments, words = CASES[case]
     before = contents(place)
@@ -148,6 +152,18 @@ def test_a_mistake_is_one_sentence(place, case):
     assert "Traceback" not in told and told.startswith("╭─ Error") and told.rstrip().endswith("╯")
     assert (done.returncode, done.stdout) == (2, b"")
     assert contents(place) == before
+
+
+@pytest.mark.parametrize("case", HERE)
+def test_so_it_is_in_what_the_script_calls(place, case, monkeypatch, capsys):
+    arguments, words = CASES[case]
+    before = contents(place)
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("LORA_TUTORIAL_DATA", raising=False)
+    printed, said = ends(monkeypatch, capsys, *arguments)
+    assert words in said and printed == ""
+    assert contents(place) == before
+    assert len(CASES) - len(HERE) > 25
 
 
 def test_no_mistake_costs_the_import_of_torch(place):
@@ -167,23 +183,24 @@ def test_no_mistake_costs_the_import_of_torch(place):
         assert not imported & {"torch", "transformers", "datasets", "accelerate", "pyarrow", "sklearn"}, case
 
 
-def seconds(*arguments, cwd, tries=3):
-    """The least of some times: what else the machine does only adds."""
-    times = []
-    for _ in range(tries):
-        started = time.perf_counter()
-        call(*arguments, cwd=cwd)
-        times.append(time.perf_counter() - started)
-    return min(times)
+def seconds(*arguments, cwd):
+    started = time.perf_counter()
+    call(*arguments, cwd=cwd)
+    return time.perf_counter() - started
+
+
+@pytest.fixture(scope="module")
+def seconds_of_help(place):
+    return min(seconds("--help", cwd=place) for _ in range(3))
 
 
 @pytest.mark.parametrize(
     "case",
     ["unknown task", "rank too large", "encoder of a hub out of reach", "adapter is null", "no question"],
 )
-def test_a_mistake_is_told_about_as_fast_as_help(place, case):
-    """Importing torch alone takes more than five times as long as --help."""
-    assert seconds(*CASES[case][0], cwd=place) < 5 * seconds("--help", cwd=place)
+def test_a_mistake_is_told_about_as_fast_as_help(place, seconds_of_help, case):
+    """Importing torch alone takes more than five times as long; what else the machine does only adds."""
+    assert any(seconds(*CASES[case][0], cwd=place) < 5 * seconds_of_help for _ in range(3))
 
 
 def test_what_needs_no_torch_says_what_the_modules_with_torch_say():
