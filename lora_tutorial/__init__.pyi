@@ -1,16 +1,18 @@
 # The public names: `from lora_tutorial import ...` loads each from here when it is first used.
+from .adapters.diagnose import Finding as Finding
+from .adapters.diagnose import diagnose as diagnose
 from .adapters.files import adapter_tensors as adapter_tensors
 from .adapters.files import load_adapter as load_adapter
 from .adapters.files import save_adapter as save_adapter
 from .adapters.files import start_from_adapter as start_from_adapter
+from .adapters.files import stored_adapter as stored_adapter
+from .adapters.files import stored_adapters as stored_adapters
 from .adapters.peft import export_peft as export_peft
 from .adapters.peft import import_peft as import_peft
 from .adapters.sharing import export_merged as export_merged
 from .adapters.sharing import push_adapter as push_adapter
 from .adapters.sharing import relocate_peft as relocate_peft
 from .adapters.shelf import AdapterShelf as AdapterShelf
-from .adapters.shipped import stored_adapter as stored_adapter
-from .adapters.shipped import stored_adapters as stored_adapters
 from .analysis import costs as costs
 from .analysis.compare import Comparison as Comparison
 from .analysis.compare import bootstrap as bootstrap
@@ -133,6 +135,9 @@ from .pages.style import AXIS as AXIS
 from .pages.style import OKABE_ITO as OKABE_ITO
 from .pages.style import ROLES as ROLES
 from .pages.style import use_style as use_style
+from .quant.int8 import QuantizedRows as QuantizedRows
+from .quant.int8 import dequantize_rows as dequantize_rows
+from .quant.int8 import quantize_rows as quantize_rows
 from .quant.linear4bit import LoraLinear4bit as LoraLinear4bit
 from .quant.linear4bit import dequantize_linears as dequantize_linears
 from .quant.linear4bit import inject_lora_4bit as inject_lora_4bit
@@ -183,3 +188,28 @@ from .training.trainer import seed_everything as seed_everything
 from .training.trainer import train as train
 
 __version__: str
+from .data.docstrings import load_docstrings as load_docstrings
+from .lm.batches import make_chat_loader as make_chat_loader
+from .lm.batches import pack as pack
+from .lm.batches import pad as pad
+from .lm.batches import tokenize_chats as tokenize_chats
+from .lm.chat import encode_chat as encode_chat
+from .lm.chat import template_ids as template_ids
+from .lm.evaluator import ResponseLosses as ResponseLosses
+from .lm.evaluator import ResponseScorer as ResponseScorer
+from .lm.evaluator import text_losses as text_losses
+from .lm.evaluator import token_losses as token_losses
+from .lm.evaluator import write_and_compare as write_and_compare
+from .lm.generate import generate_answers as generate_answers
+from .lm.generate import next_tokens as next_tokens
+from .lm.generate import pad_left as pad_left
+from .lm.generate import stream as stream
+from .lm.gguf import dequantize_q4_1 as dequantize_q4_1
+from .lm.gguf import dequantize_q8_0 as dequantize_q8_0
+from .lm.gguf import read_gguf as read_gguf
+from .lm.instructions import read_conversations as read_conversations
+from .lm.instructions import task_from_conversations as task_from_conversations
+from .lm.models import build_lm as build_lm
+from .lm.models import load_lm as load_lm
+from .lm.models import load_lm_tokenizer as load_lm_tokenizer
+from .pages.plots import token_strip as token_strip

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_tutorial.lm.models import LANGUAGE_MODELS
 from lora_tutorial.models.encoders import ENCODERS
 
 KNOWN = ("title", "base", "base_licence", "data", "data_licence", "scores", "licence", "labels")
@@ -14,6 +15,7 @@ _AUTO = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
     None: "AutoModel",
 }
 _LOCAL = (".", "/", "~")
@@ -21,6 +23,7 @@ _PIPELINES = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
+    "ForCausalLM": "text-generation",
 }
 
 
@@ -32,7 +35,7 @@ def model_card(settings: Mapping[str, Any], base: str, shipped: bool, metadata: 
     settings
         What stands in ``adapter_config.json``.
     base
-        Name of the base, as for ``load_encoder``; ``""`` where it has none.
+        Name of the base, as for ``load_encoder`` or ``load_lm``; ``""`` where it has none.
     shipped
         Whether the base lies in the subfolder ``base``.
     metadata
@@ -54,7 +57,7 @@ def write_card(
     Parameters
     ----------
     base
-        Name of the base, as for ``load_encoder``; ``""`` where it has none.
+        Name of the base, as for ``load_encoder`` or ``load_lm``; ``""`` where it has none.
     metadata
         What the author knows: ``title``, ``base``, ``base_licence``, ``data``, ``data_licence``, ``scores``
         (a mapping), ``licence`` (an SPDX identifier), ``labels``. Other entries are listed as they are. What
@@ -71,7 +74,7 @@ def write_card(
     str
         The text of ``README.md``.
     """
-    origin = ENCODERS.get(base)
+    origin = (ENCODERS | LANGUAGE_MODELS).get(base)
     known: dict[str, Any] = {"base": base}
     if origin:
         known = {"base": origin.name, "base_licence": origin.licence}
@@ -141,7 +144,8 @@ def _usage(settings: Mapping[str, Any], shipped: bool, base: str) -> list[str]:
 def _code(settings: Mapping[str, Any], base: str, adapter: str) -> list[str]:
     auto = _AUTO.get(settings.get("task_type"), "AutoModel")
     lines = ["## Use", "", "```python", "from peft import PeftModel", f"from transformers import {auto}", ""]
-    lines += [f"base = {auto}.from_pretrained({base})"]
+    kind = ', dtype="float32"' if settings.get("task_type") == "CAUSAL_LM" else ""  # as load_lm has it
+    lines += [f"base = {auto}.from_pretrained({base}{kind})"]
     return [*lines, f"model = PeftModel.from_pretrained(base, {adapter}).eval()", "```"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,15 +11,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lora_tutorial.adapters import validation
+from lora_tutorial.adapters.validation import FORMAT, SETTINGS, TENSORS, checksum
+from lora_tutorial.lm.models import load_lm
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.merge import factor_names, lora_modules
 from lora_tutorial.lora.parameters import parameters_hash
 from lora_tutorial.lora.variants import inject_variant, variant_of
-from lora_tutorial.storage.files import atomic_folder, atomic_write_bytes, atomic_write_json
-
-#: What `save_adapter` writes. Format 1 had no checksum and no path to a relative base; it is still read.
-FORMAT = 2
-TENSORS, SETTINGS = "adapter.safetensors", "adapter.json"
+from lora_tutorial.storage.files import atomic_folder, atomic_write_bytes, atomic_write_json, bundled_folder
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -75,7 +72,7 @@ def save_adapter(
     data = save({n: t.cpu().contiguous() for n, t in tensors.items()}, metadata={"format": "pt"})
     with atomic_folder(folder) as new:
         atomic_write_bytes(new / TENSORS, data)
-        atomic_write_json(new / SETTINGS, settings | {"sha256": _checksum(settings, data)})
+        atomic_write_json(new / SETTINGS, settings | {"sha256": checksum(settings, data)})
     return folder
 
 
@@ -96,12 +93,6 @@ def _describe(model: nn.Module, folder: Path) -> dict[str, Any]:
     return {"name": name, **place, "class": type(model).__name__, "id2label": labels, **injected}
 
 
-def _checksum(settings: dict[str, Any], data: bytes) -> str:
-    """SHA-256 over the settings, their own checksum aside, and the bytes of the tensors' file."""
-    rest = {key: value for key, value in settings.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode() + data).hexdigest()
-
-
 def load_adapter(
     folder: str | os.PathLike[str], base: nn.Module | str | os.PathLike[str] | None = None
 ) -> nn.Module:
@@ -112,8 +103,8 @@ def load_adapter(
     folder
         What `save_adapter` wrote.
     base
-        The model without adapters; or where the encoder is now, as for ``load_encoder``. Left out, it is
-        loaded again by the name it had.
+        The model without adapters; or where the base is now, as for ``load_encoder``, or ``load_lm`` if it is
+        a causal language model. Left out, it is loaded again by the name it had.
 
     Returns
     -------
@@ -204,14 +195,14 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
             f"{folder} has adapter format {settings.get('format')!r}; this version reads 1 and {FORMAT}."
         )
     checked = settings["format"] != 1 or "sha256" in settings
-    if checked and settings.get("sha256") != _checksum(settings, data):
+    if checked and settings.get("sha256") != checksum(settings, data):
         raise validation.damaged(folder, "its files are not those that were saved (their SHA-256 differs)")
     validation.check_settings(folder / SETTINGS, settings)
     return settings, validation.read_tensors(folder / TENSORS, data)
 
 
 def base_of(folder: str | os.PathLike[str], settings: dict[str, Any]) -> str:
-    """Where an adapter's encoder is, as ``load_encoder`` takes it.
+    """Where an adapter's base is, as ``load_encoder`` or ``load_lm`` takes it.
 
     Parameters
     ----------
@@ -221,7 +212,7 @@ def base_of(folder: str | os.PathLike[str], settings: dict[str, Any]) -> str:
     Raises
     ------
     FileNotFoundError
-        If the encoder was in a folder with a relative path, and is no longer where the adapter saw it.
+        If the base was in a folder with a relative path, and is no longer where the adapter saw it.
     """
     name, place = settings["base"]["name"], settings["base"].get("folder")
     if place is None:
@@ -230,7 +221,7 @@ def base_of(folder: str | os.PathLike[str], settings: dict[str, Any]) -> str:
         if path.is_dir():
             return str(path.resolve())
     raise FileNotFoundError(
-        f"The encoder of the adapter in {folder} was in a folder {name!r}, {place} from the adapter, and is "
+        f"The base of the adapter in {folder} was in a folder {name!r}, {place} from the adapter, and is "
         "not there. Put it back, or say where it is: load_adapter(folder, base=...)."
     )
 
@@ -266,6 +257,8 @@ def _load_base(
         from lora_tutorial.models.roberta import LoraWrapperRoberta
 
         return LoraWrapperRoberta(**described["wrapper"] | {"model_id": name})
+    if name and described["class"].endswith("ForCausalLM"):
+        return load_lm(name).model
     import transformers
 
     from lora_tutorial.models.encoders import load_encoder
@@ -276,9 +269,32 @@ def _load_base(
         or not isinstance(model_class, type)
         or not issubclass(model_class, transformers.RobertaPreTrainedModel)
     ):
-        raise ValueError(
-            f"This adapter's base, a {described['class']}, "
-            f"{'is no RoBERTa model' if name else 'has no name'} to load it by: pass base=."
-        )
+        kind = "is no RoBERTa model or causal language model" if name else "has no name"
+        raise ValueError(f"This adapter's base, a {described['class']}, {kind} to load it by: pass base=.")
     labels = {int(key): label for key, label in described["id2label"].items()}
     return load_encoder(name, model_class=model_class, id2label=labels).model
+
+
+def stored_adapters() -> dict[str, Path]:
+    """The folder of each adapter that comes with the book, by task, in order of name.
+
+    They are in ``benchmarks/adapters`` of the repository; an installed package carries a copy.
+    """
+    return {path.parent.name: path.parent for path in sorted(bundled_folder("shipped").glob(f"*/{SETTINGS}"))}
+
+
+def stored_adapter(task: str) -> Path:
+    """The folder of one of them, for ``load_adapter`` or an ``AdapterShelf``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If none comes for that task.
+    """
+    stored = stored_adapters()
+    if task not in stored:
+        raise FileNotFoundError(
+            f"There is no adapter folder {task!r}, and the adapters that come with the book are "
+            f"{', '.join(stored) or 'not installed'}."
+        )
+    return stored[task]

@@ -33,6 +33,7 @@ from lora_tutorial.adapters.peft_layout import (
     peft_layout,
     task_of,
 )
+from lora_tutorial.lm.models import SMOLLM2, load_lm, smollm2_folder
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias, matching_modules
 from lora_tutorial.lora.merge import lora_modules
@@ -41,7 +42,8 @@ from lora_tutorial.models.minilm import minilm_folder
 from lora_tutorial.models.roberta import LoraWrapperRoberta
 from lora_tutorial.storage.files import atomic_folder, atomic_write_bytes, atomic_write_json
 
-TENSORS, SETTINGS, CARD, BASE = "adapter_model.safetensors", "adapter_config.json", "README.md", "base"
+TENSORS, SETTINGS = validation.PEFT_TENSORS, validation.PEFT_SETTINGS
+CARD, BASE = "README.md", "base"
 _OURS = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora")
 _KINDS = {
     "r": int, "lora_alpha": int | float, "lora_dropout": float, "target_modules": list | str, "bias": str,
@@ -59,7 +61,7 @@ _STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 _FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json"),
-    *("vocab*", "merges*", "LICENSE*"),
+    *("vocab*", "merges*", "chat_template*", "generation_config.json", "LICENSE*"),
 )
 _CLASSES = {
     "SEQ_CLS": RobertaForSequenceClassification,
@@ -88,9 +90,9 @@ def export_peft(
         Made if it does not exist; an export already in it is replaced in one step.
     base
         Name on the hub, or folder, of the base for ``base_model_name_or_path``; by default the one that the
-        model was loaded from, and ``""`` for none (a base in 4 bits). A folder (and ``"minilm"``) is copied
-        into ``folder/base`` with the model's labels in its ``config.json``, so that PEFT's
-        ``AutoPeftModel...`` classes need nothing else.
+        model was loaded from, and ``""`` for none (a base in 4 bits). A folder (and ``"minilm"`` and
+        ``"smollm2"``) is copied into ``folder/base`` with the model's labels in its ``config.json``, so that
+        PEFT's ``AutoPeftModel...`` classes need nothing else.
     metadata
         For the card, see `model_card`.
 
@@ -143,8 +145,9 @@ def import_peft(
     base
         The model without adapters; or a ``LoraWrapperRoberta(head="roberta")`` of the same rank and scale,
         for an adapter of query and value (it has no LoRA dropout for further training); or a name for
-        ``load_encoder``. By default ``folder/base`` if there is one, else what ``base_model_name_or_path``
-        names, with as many labels as the saved head has.
+        ``load_encoder``, or for ``load_lm`` if the adapter is a language model's. By default ``folder/base``
+        if there is one, else what ``base_model_name_or_path`` names, with as many labels as the saved head
+        has.
 
     Returns
     -------
@@ -275,9 +278,9 @@ def base_name(model: nn.Module) -> str:
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder behind a name, if it is ``"minilm"`` or a folder and not a repository on the hub."""
-    if name == "minilm":
-        return minilm_folder()
+    """The folder behind a name, if it is one of those fetched by pip or a folder, and not on the hub."""
+    if name in ("minilm", SMOLLM2):
+        return minilm_folder() if name == "minilm" else smollm2_folder()
     return Path(name) if name and Path(name).is_dir() else None
 
 
@@ -295,7 +298,10 @@ def check_base(source: Path, layout: PeftLayout) -> None:
             for name in stored.keys():  # noqa: SIM118 - the reader is no mapping
                 own = next((n for n in (name, f"roberta.{name}") if n in unseen), None)
                 value = unseen.pop(own, None) if own else None
-                if value is not None and not torch.equal(stored.get_tensor(name), value.detach().cpu()):
+                if value is None:
+                    continue
+                found = stored.get_tensor(name).to(value.dtype)  # load_lm reads bfloat16 as float32, exactly
+                if not torch.equal(found, value.detach().cpu()):
                     raise ValueError(
                         f"{own} is not what {source} holds: the adapter has another base. "
                         'Name that one in base=, or "" for none.'
@@ -310,13 +316,16 @@ def check_base(source: Path, layout: PeftLayout) -> None:
 def labels(model: nn.Module, given: list[str] | None) -> dict[str, Any]:
     """``id2label`` and ``label2id`` for the base's configuration, from the model or as given.
 
-    A wrapper's regression is named one, or a pipeline would put its answer through a sigmoid.
+    A wrapper's regression is named one, or a pipeline would put its answer through a sigmoid. A language
+    model has none; of its configuration, the type in which its weights were loaded must be said.
 
     Raises
     ------
     ValueError
         If ``given`` has not as many names as the model has outputs.
     """
+    if type(model).__name__.endswith("ForCausalLM"):
+        return {"dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
     head = getattr(model, "finetune_head_classifier", None)
     config: Any = getattr(model, "config", None)
     id2label = dict(config.id2label) if config is not None else {}
@@ -359,6 +368,8 @@ def load_base(
         raise ValueError("The adapter does not say which base it belongs to: pass base=, a model or a name.")
     task = settings.get("task_type")
     mapped = (settings.get("auto_mapping") or {}).get("base_model_class")
+    if task == "CAUSAL_LM" or str(mapped).endswith("ForCausalLM"):
+        return load_lm(name).model
     of_task = _CLASSES.get(task or "")
     model_class = next((c for c in _CLASSES.values() if c.__name__ == mapped), of_task)
     if model_class is None:

@@ -28,6 +28,7 @@ TASKS = {
     "ForSequenceClassification": ("SEQ_CLS", ("classifier", "score")),
     "ForTokenClassification": ("TOKEN_CLS", ("classifier", "score")),
     "ForQuestionAnswering": ("QUESTION_ANS", ("qa_outputs",)),
+    "ForCausalLM": ("CAUSAL_LM", ()),
 }
 
 

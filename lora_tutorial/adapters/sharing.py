@@ -19,6 +19,7 @@ from transformers import RobertaForSequenceClassification as ForSequenceClassifi
 from lora_tutorial.adapters import files, peft, validation
 from lora_tutorial.adapters.card import card_on_hub, merged_card
 from lora_tutorial.adapters.peft_layout import base_names
+from lora_tutorial.lm.models import SMOLLM2, load_lm_tokenizer
 from lora_tutorial.lora.merge import lora_modules, unload_lora
 from lora_tutorial.models.encoders import load_tokenizer, quiet
 from lora_tutorial.models.roberta import LoraWrapperRoberta
@@ -26,7 +27,7 @@ from lora_tutorial.storage import hub
 from lora_tutorial.storage.files import atomic_folder, atomic_write_bytes, atomic_write_json
 
 #: What transformers writes for a model and its tokenizer, and our card.
-MODEL = ("*.json", "*.txt", "model*.safetensors", "LICENSE*", peft.CARD)
+MODEL = ("*.json", "*.txt", "*.jinja", "model*.safetensors", "LICENSE*", peft.CARD)
 
 
 def export_merged(
@@ -73,9 +74,11 @@ def export_merged(
     named = peft.labels(model, about.get("labels"))
     plain = _merged(model)
     validation.check_finite(plain.state_dict())
-    plain.config.update({"id2label": {int(i): label for i, label in named.pop("id2label").items()}, **named})
+    if "id2label" in named:
+        named["id2label"] = {int(i): label for i, label in named["id2label"].items()}
+        plain.config.update(named)
     base = peft.base_name(model)
-    tokenizer = _tokenizer(base) if tokenizer is None else tokenizer
+    tokenizer = _tokenizer(base, model) if tokenizer is None else tokenizer
     ranks = sorted({module.lora_config.r for _, module in lora_modules(model)})
     card = merged_card(type(plain).__name__, base, about, ranks)
     with atomic_folder(folder) as new, quiet():
@@ -109,9 +112,10 @@ def _merged(model: nn.Module) -> PreTrainedModel:
     return plain
 
 
-def _tokenizer(base: str) -> PreTrainedTokenizerBase | None:
+def _tokenizer(base: str, model: nn.Module) -> PreTrainedTokenizerBase | None:
+    load = load_lm_tokenizer if type(model).__name__.endswith("ForCausalLM") else load_tokenizer
     try:
-        return load_tokenizer(base) if base else None
+        return load(base) if base else None
     except FileNotFoundError:  # a base that was saved without one
         return None
 
@@ -223,7 +227,7 @@ def _push_peft(folder: Path, repo_id: str, base_repo_id: str | None, private: bo
 
 
 def _refuse_local(folder: Path, base: str) -> None:
-    if base != "minilm" and (Path(base).is_absolute() or Path(base).is_dir()):
+    if base not in ("minilm", SMOLLM2) and (Path(base).is_absolute() or Path(base).is_dir()):
         raise ValueError(
             f"The base of {folder} is a folder on this machine, {base}: upload what export_merged writes, or "
             "what export_peft writes with a copy of the base."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import typing
 from collections.abc import Iterable, Mapping, Set
@@ -17,11 +18,20 @@ from torch import Tensor, nn
 
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.variants import VARIANTS
-from lora_tutorial.models.roberta import WrapperOptions
 
-WRAPPER = {"task_type": str, "num_classes": int | None} | typing.get_type_hints(WrapperOptions)
+#: What ``save_adapter`` writes. Format 1 had no checksum and no path to a relative base; it is still read.
+FORMAT = 2
+TENSORS, SETTINGS = "adapter.safetensors", "adapter.json"
+#: What PEFT and ``export_peft`` write.
+PEFT_TENSORS, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 LORA = ("r", "lora_alpha", "target_modules", "use_rslora")  # what no adapter computes the same without
 JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+
+
+def checksum(settings: dict[str, Any], data: bytes) -> str:
+    """SHA-256 over the settings, their own checksum aside, and the bytes of the tensors' file."""
+    rest = {key: value for key, value in settings.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode() + data).hexdigest()
 
 
 def damaged(place: object, what: str) -> ValueError:
@@ -161,11 +171,11 @@ def check_settings(file: Path, settings: dict[str, Any]) -> None:
     if not is_kind(base.get("folder", ""), str) or base.get("variant", "lora") not in tuple(VARIANTS):
         raise damaged(file, "its base.folder or base.variant is none that save_adapter writes")
     if "wrapper" in base:
-        wrapper = _entry(file, base, "wrapper", dict, "base")
-        for key, kind in WRAPPER.items():
+        wrapper, known = _entry(file, base, "wrapper", dict, "base"), _wrapper_settings()
+        for key, kind in known.items():
             if key in wrapper and not is_kind(wrapper[key], kind):
                 raise damaged(file, f"its base.wrapper.{key} is {wrapper[key]!r}")
-        if unknown := sorted(wrapper.keys() - WRAPPER.keys()):
+        if unknown := sorted(wrapper.keys() - known.keys()):
             raise damaged(file, f"it has a setting base.wrapper.{unknown[0]}, which no wrapper has")
         for key in ("task_type", "model_id"):
             _entry(file, wrapper, key, str, "base.wrapper")
@@ -184,6 +194,13 @@ def check_settings(file: Path, settings: dict[str, Any]) -> None:
             raise damaged(file, f"its base.lora is refused ({str(error).rstrip('.')})") from error
         outputs = len(labels) if base["class"].endswith("Classification") else None
     _check_metadata(file, metadata, outputs)
+
+
+def _wrapper_settings() -> dict[str, Any]:
+    """What a `LoraWrapperRoberta` is made with, and of which kind each setting is."""
+    from lora_tutorial.models.roberta import WrapperOptions  # imports transformers, which takes seconds
+
+    return {"task_type": str, "num_classes": int | None} | typing.get_type_hints(WrapperOptions)
 
 
 def _check_metadata(file: Path, metadata: dict[str, Any], outputs: int | None) -> None:

@@ -9,7 +9,7 @@ import time
 import pytest
 from command_line import call, contents, ends, environment, installed_script, unboxed
 
-from lora_tutorial.adapters.shipped import stored_adapter
+from lora_tutorial.adapters.files import stored_adapter
 from lora_tutorial.cli import checks
 
 QUICK = ["train", "reviews"]  # embedded, so that only what follows can be wrong

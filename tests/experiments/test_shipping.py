@@ -10,7 +10,7 @@ from command_line import fails, run
 from safetensors.torch import load_file, save_file
 
 from lora_tutorial import load_adapter
-from lora_tutorial.adapters.shipped import stored_adapter, stored_adapters
+from lora_tutorial.adapters.files import stored_adapter, stored_adapters
 from lora_tutorial.data.tasks import DATA, TASKS
 from lora_tutorial.experiments import ship as shipping
 from lora_tutorial.experiments.bench import run_grid
