@@ -23,7 +23,7 @@ NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeou
 SPREAD := env OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
 WORKERS := -n $(JOBS) --dist loadscope --no-loadscope-reorder
 # The chapters that train longest start first, and the short ones fill up the time beside them.
-LONGEST := $(addprefix book/,$(addsuffix .ipynb,04_first_finetune 18_capstone 09_qlora 10_glue))
+LONGEST := $(foreach name,first_finetune capstone qlora glue,$(wildcard book/*_$(name).ipynb))
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard book/*.ipynb)))
 COVERED := lora_tutorial/lora/*,lora_tutorial/quant/*,lora_tutorial/adapters/*
 BUILD := $(BIN)/jupyter-book build . -W -n --keep-going
