@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items):
     The first of all builds the book; what else needs its pages comes last, when they are there.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    pages = {item.path for item in items if "html_folder" in item.fixturenames}
+    pages = {item.path for item in items if "html_folder" in getattr(item, "fixturenames", ())}
 
     def place(item):
         builds = item.path.name == "test_book_build.py"
