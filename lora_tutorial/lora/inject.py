@@ -25,22 +25,17 @@ def inject_lora(
 ) -> nn.Module:
     """Replace the layers that ``config`` names by `LoraLinear` and freeze everything else.
 
-    The model is changed in place; until ``lora_B`` moves from zero its outputs are the same bit for bit.
-    Everything is checked before the first layer is replaced.
+    The model is changed in place and returned, with ``config`` as its ``lora_config``; until ``lora_B`` moves
+    from zero its outputs are the same bit for bit. Everything is checked before the first layer is replaced.
 
     Parameters
     ----------
     model
         Any module with ``nn.Linear`` layers.
     config
-        What to adapt and how, see `LoraConfig`.
+        What to adapt and how.
     make
         Builds the adapted layer from the plain one; a variant of LoRA is another function here.
-
-    Returns
-    -------
-    nn.Module
-        The same model; ``model.lora_config`` is the configuration.
 
     Raises
     ------

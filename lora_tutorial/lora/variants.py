@@ -183,24 +183,17 @@ def loraplus_groups(model: nn.Module, lr: float, ratio: float = 16.0, weight_dec
     Parameters
     ----------
     model
-        A model with adapters.
-    lr
-        The learning rate of A, above 0.
-    ratio
-        The learning rate of B over that of A, the paper's lambda, above 0; 1 is plain LoRA.
+        With adapters that train; ``ValueError`` without.
+    lr, ratio
+        The learning rate of A, and that of B over it (the paper's lambda; 1 is plain LoRA). Both above 0.
     weight_decay
-        For matrices.
+        For matrices, not below 0.
 
     Returns
     -------
     list of dict
         For any optimiser of torch: three groups with ``params``, ``lr`` and ``weight_decay``, less those that
         would be empty. Every trainable parameter is in one.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of range, or the model holds no adapter that trains.
     """
     for name, value, good in (("lr", lr, lr > 0), ("ratio", ratio, ratio > 0)):
         if not good or not math.isfinite(value):
