@@ -23,8 +23,11 @@ NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeou
 SPREAD := env OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
 WORKERS := -n $(JOBS) --dist loadscope --no-loadscope-reorder
 # The chapters that train longest start first, and the short ones fill up the time beside them.
-LONGEST := $(foreach name,first_finetune capstone qlora glue,$(wildcard book/*_$(name).ipynb))
+LONGEST := $(foreach name,language_model first_finetune capstone qlora glue,$(wildcard book/*_$(name).ipynb))
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard book/*.ipynb)))
+# This one needs weights of 93 MB. Where they cannot be had it is left out, by name; CI may not leave it out.
+SMOLLM2 := $(wildcard book/*_language_model.ipynb)
+HAS_SMOLLM2 := $(BIN)/python -c 'from lora_tutorial.storage.downloads import fetch; fetch("smollm2")' 2> /dev/null
 COVERED := lora_tutorial/lora/*,lora_tutorial/quant/*,lora_tutorial/adapters/*
 BUILD := $(BIN)/jupyter-book build . -W -n --keep-going
 
@@ -63,8 +66,10 @@ serve: $(READY)  ## serve the built book on http://127.0.0.1:8000 (PORT=...)
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 test: $(READY)  ## every test: all chapters re-executed, the package, the book's build (JOBS=...)
-	@status=0; \
-	$(SPREAD) $(CHAPTER_ENV) $(NBVAL) $(WORKERS) $(CHAPTERS) || status=1; \
+	@status=0; chapters='$(CHAPTERS)'; \
+	$(HAS_SMOLLM2) || test -n "$$CI" || { chapters='$(filter-out $(SMOLLM2),$(CHAPTERS))'; \
+	  echo "Skipped: $(SMOLLM2), since SmolLM2's weights cannot be fetched here."; }; \
+	$(SPREAD) $(CHAPTER_ENV) $(NBVAL) $(WORKERS) $$chapters || status=1; \
 	$(SPREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(WORKERS) --cov --cov-report= tests || status=1; \
 	$(BIN)/coverage report --skip-covered; \
 	echo "Of lora/, quant/ and adapters/ at least 95 % of the lines are run:"; \
