@@ -78,8 +78,8 @@ def diagnose(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None
     read = _read(path)
     if isinstance(read, Finding):
         return [read]
-    checks = (_checksum, _empty, _not_finite, _names, _pairs, _untrained, _scale, _targets)
-    checks += (_whole, _tied, _place)
+    files, weights = (_checksum, _empty, _not_finite, _names), (_pairs, _untrained)
+    checks = (*files, *weights, _scale, _targets, _whole, _tied, _place)
     found = [finding for check in checks for finding in check(read)]
     if base is not None and (refusal := _refusal(read, base)):
         found.append(Finding(refusal, "Or name another base."))
@@ -193,7 +193,8 @@ def _untrained(found: _Folder) -> Iterator[Finding]:
 
 
 def _scale(found: _Folder) -> Iterator[Finding]:
-    r, alpha = found.lora.get("r"), found.lora.get("lora_alpha")
+    r: Any = found.lora.get("r")
+    alpha: Any = found.lora.get("lora_alpha")
     if not (validation.is_kind(r, int) and r > 0 and validation.is_kind(alpha, int | float)):
         yield Finding(
             f"Rank {r!r} and lora_alpha {alpha!r} give no scale.", "Save the adapter with its settings again."

