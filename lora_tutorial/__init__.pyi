@@ -212,4 +212,3 @@ from .lm.instructions import task_from_conversations as task_from_conversations
 from .lm.models import build_lm as build_lm
 from .lm.models import load_lm as load_lm
 from .lm.models import load_lm_tokenizer as load_lm_tokenizer
-from .pages.plots import token_strip as token_strip

@@ -324,6 +324,16 @@ def find_adapter(name: Path) -> Path:
     return stored[str(name)]
 
 
+def find_any_adapter(name: Path) -> Path:
+    """`find_adapter`, of a folder that holds a file of our format or of PEFT's, whole or not."""
+    folder = find_adapter(name)
+    if not any((folder / file).exists() for file in (SETTINGS, TENSORS, PEFT_SETTINGS, PEFT_TENSORS)):
+        raise FileNotFoundError(
+            f"{folder} holds no adapter: neither {SETTINGS} nor {PEFT_SETTINGS} is in it."
+        )
+    return folder
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """An adapter's settings without its tensors: format, base and metadata are there and of their kinds."""
     for file in (SETTINGS, TENSORS):

@@ -109,7 +109,7 @@ def diagnose(
 
     Exits with 1 where something was found.
     """
-    folder = adapter if (adapter / checks.PEFT_SETTINGS).is_file() else checks.find_adapter(adapter)
+    folder = checks.find_any_adapter(adapter)
 
     from lora_tutorial.adapters.diagnose import diagnose as look
 

@@ -20,6 +20,20 @@ if TYPE_CHECKING:
     from lora_tutorial.training.recipes import Recipe
 
 
+# Options whose default depends on what is trained: an encoder, or a language model.
+ENCODER = typer.Option(
+    help="minilm, roberta-base, or a checkpoint's folder; to write texts smollm2 or the like.",
+    show_default="minilm, or smollm2",
+)
+METHOD = typer.Option(
+    help="head, bitfit, lora, lora+bias+norm or full; to write texts lora or full.",
+    show_default="lora+bias+norm, or lora",
+)
+RECIPE = typer.Option(help="quick, chat, tutorial, cpu or paper.", show_default="quick, or chat")
+ALPHA = typer.Option(help="Scale is lora_alpha / r.", show_default="r, or 2 r to write texts")
+HEAD = typer.Option(help="tutorial, or roberta, which PEFT has a place for.", show_default="tutorial")
+
+
 class Stopped(Exception):  # noqa: N818 - Ctrl-C is no error
     """Ctrl-C, with the sentence that says how to go on."""
 
@@ -27,38 +41,16 @@ class Stopped(Exception):  # noqa: N818 - Ctrl-C is no error
 def train(
     task: Annotated[
         str | None,
-        typer.Argument(
-            help="reviews, a GLUE task, squad, docstrings, or a file of your own.", show_default="reviews"
-        ),
+        typer.Argument(help="reviews, a GLUE task, squad, docstrings, or your file.", show_default="reviews"),
     ] = None,
     task_option: Annotated[str | None, typer.Option("--task", help="The same, as an option.")] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="minilm, roberta-base, or a checkpoint's folder; to write texts smollm2 or the like.",
-            show_default="minilm, or smollm2",
-        ),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="head, bitfit, lora, lora+bias+norm or full; to write texts lora or full.",
-            show_default="lora+bias+norm, or lora",
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="quick, chat, tutorial, cpu or paper.", show_default="quick, or chat"),
-    ] = None,
+    encoder: Annotated[str | None, ENCODER] = None,
+    method: Annotated[str | None, METHOD] = None,
+    recipe: Annotated[str | None, RECIPE] = None,
     source: Annotated[str, typer.Option(help="auto, embedded, hub, or a folder of parquet files.")] = "auto",
     rank: Annotated[int, typer.Option(help="The rank r of the update.")] = 8,
-    lora_alpha: Annotated[
-        float | None, typer.Option(help="Scale is lora_alpha / r.", show_default="r, or 2 r to write texts")
-    ] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(help="tutorial, or roberta, which PEFT has a place for.", show_default="tutorial"),
-    ] = None,
+    lora_alpha: Annotated[float | None, ALPHA] = None,
+    head: Annotated[str | None, HEAD] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     max_examples: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
