@@ -193,6 +193,7 @@ from .lm.batches import make_chat_loader as make_chat_loader
 from .lm.batches import pack as pack
 from .lm.batches import pad as pad
 from .lm.batches import tokenize_chats as tokenize_chats
+from .lm.chat import EncodedChat as EncodedChat
 from .lm.chat import encode_chat as encode_chat
 from .lm.chat import template_ids as template_ids
 from .lm.evaluator import ResponseLosses as ResponseLosses

@@ -21,17 +21,18 @@ SCALES = (1 / 256, 256.0)
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<layer>.+?)\.lora_(?:embedding_)?(?:(?P<part>\w+)_)?(?P<side>[AB])(?:\.weight)?")
 _ALL = "all-linear"
+_AGAIN = "Copy the folder again, or save the adapter again."
 _TIED = ("embed_tokens.weight", "lm_head.weight")
 
 
 class Finding(NamedTuple):
-    """Something wrong: what was found, and what to do about it; a sentence each."""
+    """Something wrong: what was found, and what to do about it (where the first does not say so already)."""
 
     what: str
     advice: str
 
     def __str__(self) -> str:
-        return f"{self.what} {self.advice}"
+        return f"{self.what} {self.advice}".rstrip()
 
 
 class _Folder(NamedTuple):
@@ -80,9 +81,12 @@ def diagnose(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None
         return [read]
     files, weights = (_checksum, _empty, _not_finite, _names), (_pairs, _untrained)
     checks = (*files, *weights, _scale, _targets, _whole, _tied, _place)
-    found = [finding for check in checks for finding in check(read)]
+    try:
+        found = [finding for check in checks for finding in check(read)]
+    except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, re.error) as error:
+        return [Finding(f"A setting or tensor is of a kind that no adapter has ({error}).", _AGAIN)]
     if base is not None and (refusal := _refusal(read, base)):
-        found.append(Finding(refusal, "Or name another base."))
+        found.append(Finding(refusal, ""))
     return found
 
 
@@ -96,7 +100,6 @@ def _read(path: Path) -> _Folder | Finding:
     if not kinds:
         raise FileNotFoundError(f"{path} holds no adapter: neither {ours[0]} nor {theirs[0]} is in it.")
     settings_name, tensors_name = kinds[0]
-    again = "Copy the folder again, or save the adapter again."
     for name in (settings_name, tensors_name):
         if not (path / name).is_file():
             pickled = (path / "adapter_model.bin").is_file()
@@ -104,14 +107,14 @@ def _read(path: Path) -> _Folder | Finding:
                 f"{name} is missing.",
                 "adapter_model.bin is pickled and not read: save it again as safetensors."
                 if pickled
-                else again,
+                else _AGAIN,
             )
     try:
         settings = validation.read_json(path / settings_name)
         lora = _lora_of(settings, kinds[0] == ours)
         tensors = load((path / tensors_name).read_bytes())
     except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
-        return Finding(f"A file is damaged ({' '.join(str(error).split()).rstrip('.')}).", again)
+        return Finding(f"A file is damaged ({' '.join(str(error).split()).rstrip('.')}).", _AGAIN)
     return _Folder(path, kinds[0] == ours, settings, tensors, lora)
 
 

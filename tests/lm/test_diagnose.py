@@ -174,6 +174,17 @@ def test_settings_that_cannot_be_right(case, kind, request):
     assert str(diagnose(folder)[0]).startswith(told)
 
 
+@pytest.mark.parametrize("value", [None, 3, "([", ["q_proj", 7], {"q_proj": 1}, [[]]])
+@pytest.mark.parametrize(
+    "key", ["target_modules", "modules_to_save", "r", "lora_alpha", "base_model_name_or_path"]
+)
+def test_settings_of_odd_kinds_are_found_and_crash_nothing(theirs, key, value):
+    change_settings(theirs, **{key: value})
+    assert all(str(finding)[-1] in ".)" for finding in diagnose(theirs))
+    if key in ("r", "lora_alpha") and value != 3:
+        assert diagnose(theirs)
+
+
 def test_names_that_peft_leaves_out_without_an_error(theirs):
     change_tensors(
         theirs, lambda tensors: {name.removeprefix("base_model."): v for name, v in tensors.items()}
