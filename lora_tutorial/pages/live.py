@@ -6,6 +6,7 @@ A page opened from a folder may load scripts and nothing else, so the numbers tr
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -25,7 +26,7 @@ from lora_tutorial.quant.int8 import QuantizedRows, quantize_rows
 from lora_tutorial.quant.nf4 import nf4_levels
 from lora_tutorial.storage.files import atomic_write_bytes, atomic_write_json, sha256_of
 
-__all__ = ["sorted_factors", "write_live"]
+__all__ = ["TASKS", "describe", "made_from", "pack", "sorted_factors", "write_live"]
 
 #: The tasks of the page, in the order of its buttons.
 TASKS = ("sst2", "cola", "mrpc", "rte", "stsb", "squad")
@@ -78,7 +79,7 @@ def write_live(folder: Path) -> dict[str, Any]:
     AssetError
         If MiniLM is not in the cache and cannot be fetched.
     """
-    key = _key()
+    key = made_from()
     if (known := _stamp(folder)) and known["key"] == key:
         return known
     found = {"base": _serialise(_base_tensors()), "adapters": _serialise(_adapter_tensors())}
@@ -113,7 +114,7 @@ def pack(data: bytes) -> str:
     return (values + FIRST_CHARACTER).astype("<u2").tobytes().decode("utf-16-le")
 
 
-def _key() -> str:
+def made_from() -> str:
     """A digest of all that decides what is in the files."""
     parts = [target_folder().name, sha256_of(Path(__file__)), str(nf4_levels().tolist())]
     for task in TASKS:
@@ -190,10 +191,11 @@ def _meta() -> dict[str, Any]:
         "longestWord": tokenizer["model"]["max_input_chars_per_word"],
         "classes": _classes(),
         "nf4": {"levels": nf4_levels().tolist(), "block": NF4_BLOCK},
-        "tasks": {task: _task(task) for task in TASKS},
+        "tasks": {task: describe(task) for task in TASKS},
     }
 
 
+@functools.cache
 def _classes() -> dict[str, list[list[int]]]:
     """What the tokenizer does with each character, as ranges of code points, both ends included.
 
@@ -224,8 +226,8 @@ def _classes() -> dict[str, list[list[int]]]:
     return found
 
 
-def _task(name: str) -> dict[str, Any]:
-    """What the page must know of an adapter to run it and to say how good it is.
+def describe(name: str) -> dict[str, Any]:
+    """What the page must know of a task's adapter to run it and to say how good it is.
 
     Raises
     ------

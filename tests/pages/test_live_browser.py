@@ -304,7 +304,7 @@ def resident(browser):
 
 def test_a_sentence_is_read_in_a_moment_in_little_memory_while_the_page_stays_awake(browser, address):
     page = load(open_page(browser, address))
-    text = "The film is a slow but in the end rewarding story of a man who loses his way and finds it, twice."
+    text = "The film is a slow but rewarding story of a man who loses his way and finds it, twice."
     times = [ask(page, "sst2", [text])["milliseconds"] for _ in range(5)]
     assert ask(page, "sst2", [text])["read"] == 24
     began = time.perf_counter()
