@@ -1,4 +1,4 @@
-"""The figures of the chapters on cost and on mathematics. They take numbers and arrays, never a model."""
+"""Drawings, and the figures of cost and mathematics. They take numbers and arrays, never a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PARTS", "error_curves", "lora_picture", "memory_bars", "spectra"]
+__all__ = [
+    "PARTS",
+    "error_curves",
+    "fused_rows",
+    "kv_cache",
+    "lora_picture",
+    "memory_bars",
+    "spectra",
+    "tied_weights",
+    "token_strip",
+]
 
 # The four things a training step holds, in the order in which they are stacked.
 PARTS = {
@@ -133,4 +143,134 @@ def error_curves(curves: Mapping[str, Sequence[float]], break_even: float | None
         axis.text(break_even, 0.98, f" break-even, r = {break_even:.0f}", va="top", fontsize=9)
     axis.set(xlabel="rank r", ylabel="relative error", ylim=(0, 1.03), xlim=(0, None))
     axis.legend(loc="upper right" if break_even is None else "center right")
+    return fig
+
+
+def token_strip(pieces: Sequence[str], learnt: Sequence[bool], columns: int = 78) -> Figure:
+    """Draw a text's tokens as boxes in reading order, those that are learnt in colour.
+
+    Parameters
+    ----------
+    pieces
+        The tokens' texts; a line break is shown as a return sign.
+    learnt
+        Which of them have a label.
+    columns
+        Characters in a line.
+    """
+    shown = [piece.replace("\n", "\u21b5").replace(" ", "\u00b7") for piece in pieces]
+    places, line, used = [], 0, 0
+    for piece in shown:
+        if used and used + len(piece) > columns:
+            line, used = line + 1, 0
+        places.append((used, line))
+        used += len(piece) + 0.6
+    fig, axis = plt.subplots(figsize=(6.4, 0.24 * (line + 2)))
+    axis.set(xlim=(0, columns + 6), ylim=(line + 1, -0.2))
+    axis.axis("off")
+    for piece, (x, y), is_learnt in zip(shown, places, learnt, strict=True):
+        colour = ROLES["lora"] if is_learnt else ROLES["frozen"]
+        box = Rectangle((x, y + 0.08), len(piece), 0.84, facecolor=colour + "38", edgecolor=colour, lw=0.6)
+        axis.add_patch(box)
+        axis.text(
+            x + len(piece) / 2, y + 0.5, piece, ha="center", va="center", fontsize=6, family="monospace"
+        )
+    return fig
+
+
+# Query, key and value, wherever the three are drawn.
+_QKV = {"query": OKABE_ITO["blue"], "key": OKABE_ITO["orange"], "value": OKABE_ITO["green"]}
+
+
+def fused_rows(heads: int, size: int) -> Figure:
+    """Draw the rows of a fused projection in the two orders that models use, key rows in their own colour.
+
+    Parameters
+    ----------
+    heads
+        Attention heads.
+    size
+        Rows of a head in each of query, key and value.
+    """
+    orders = {
+        "stacked by part": [part for part in _QKV for _ in range(heads)],
+        "stacked by head (GPT-NeoX)": [part for _ in range(heads) for part in _QKV],
+    }
+    fig, axes = plt.subplots(1, 2, figsize=(6.4, 3.4), sharey=True)
+    for axis, (title, parts) in zip(axes, orders.items(), strict=True):
+        for block, part in enumerate(parts):
+            colour = _QKV[part]
+            place = (0, block * size)
+            axis.add_patch(Rectangle(place, 1, size, facecolor=colour + "55", edgecolor=colour, lw=1))
+            axis.text(0.5, (block + 0.5) * size, part, ha="center", va="center", fontsize=9)
+        axis.set(title=title, xlim=(0, 1), ylim=(3 * heads * size, 0), xticks=[])
+        axis.set_yticks(range(0, 3 * heads * size + 1, size * heads))
+        axis.grid(visible=False)
+    axes[0].set_ylabel("row of the weight")
+    return fig
+
+
+def _flow(axis: Axes, *points: tuple[float, float]) -> None:
+    """An arrow through some points."""
+    for start, end in pairwise(points):
+        style = "-|>" if end == points[-1] else "-"
+        shape = {"arrowstyle": style, "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0}
+        axis.add_patch(FancyArrowPatch(start, end, color=AXIS, lw=1.3, **shape))
+
+
+def tied_weights() -> Figure:
+    """Draw one matrix with two readers: the token table at the input, the last linear layer at the output."""
+    fig, axis = plt.subplots(figsize=(6.4, 2.9))
+    axis.set(xlim=(0, 13), ylim=(0, 6))
+    axis.axis("off")
+    frozen, lora = ROLES["frozen"], ROLES["lora"]
+
+    def box(x: float, y: float, w: float, h: float, colour: str, text: str) -> None:
+        axis.add_patch(Rectangle((x, y), w, h, facecolor=colour + "40", edgecolor=colour, lw=1.6))
+        axis.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=10)
+
+    box(5, 3.6, 3, 2, frozen, "one matrix $E$\nvocabulary x width")
+    box(1.9, 0.5, 2.2, 1.3, frozen, "table of\ntoken vectors")
+    box(5.3, 0.5, 2.4, 1.3, frozen, "the layers")
+    box(8.9, 0.5, 2.2, 1.3, frozen, "lm_head")
+    box(9.0, 2.5, 2.0, 0.55, lora, "$s\\,BA$")
+    for points in (
+        ((0.4, 1.15), (1.9, 1.15)),
+        ((4.1, 1.15), (5.3, 1.15)),
+        ((7.7, 1.15), (8.9, 1.15)),
+        ((11.1, 1.15), (12.6, 1.15)),
+        ((5.0, 4.6), (3.0, 4.6), (3.0, 1.8)),
+        ((8.0, 4.6), (8.5, 4.6), (8.5, 1.8), (8.9, 1.5)),
+        ((10.0, 2.5), (10.0, 1.8)),
+    ):
+        _flow(axis, *points)
+    axis.text(0.3, 1.45, "tokens", fontsize=9)
+    axis.text(11.5, 1.45, "logits", fontsize=9)
+    axis.text(8.9, 5.2, "merging writes here,\nand both readers change", fontsize=9, color=lora)
+    return fig
+
+
+def kv_cache(tokens: int, step: int) -> Figure:
+    """Draw what a step of generation computes and what it finds in the cache.
+
+    Parameters
+    ----------
+    tokens
+        Of the text, with the one that is being written.
+    step
+        Width in tokens of the newest part: 1 when writing.
+    """
+    fig, axis = plt.subplots(figsize=(6.4, 1.9))
+    kept = tokens - step
+    for row, (name, colour) in enumerate({"key": _QKV["key"], "value": _QKV["value"]}.items()):
+        for token in range(tokens):
+            new = token >= kept
+            face = colour + ("aa" if new else "33")
+            place = (token, row)
+            axis.add_patch(Rectangle(place, 0.92, 0.86, facecolor=face, edgecolor=colour, lw=1))
+        axis.text(-0.2, row + 0.43, name, ha="right", va="center", fontsize=10)
+    axis.text(kept / 2, 2.25, "in the cache, from earlier steps", ha="center", fontsize=9.5)
+    axis.text(kept + step / 2, 2.25, "new", ha="center", fontsize=9.5)
+    axis.set(xlim=(-1.6, tokens + 0.3), ylim=(-0.1, 2.8))
+    axis.axis("off")
     return fig
