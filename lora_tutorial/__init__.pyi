@@ -124,8 +124,12 @@ from .pages.cost_plots import own_costs as own_costs
 from .pages.cost_plots import phase_costs as phase_costs
 from .pages.cost_plots import shares as shares
 from .pages.cost_plots import step_bars as step_bars
+from .pages.explorables import four_bits as four_bits
+from .pages.explorables import memory_bill as memory_bill
+from .pages.explorables import merge_rounding as merge_rounding
 from .pages.explorables import rank_errors as rank_errors
 from .pages.explorables import rank_slider as rank_slider
+from .pages.explorables import step_memory as step_memory
 from .pages.self_check import choice as choice
 from .pages.self_check import number as number
 from .pages.source import Source as Source
