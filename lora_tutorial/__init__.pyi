@@ -139,9 +139,9 @@ from .pages.style import AXIS as AXIS
 from .pages.style import OKABE_ITO as OKABE_ITO
 from .pages.style import ROLES as ROLES
 from .pages.style import use_style as use_style
-from .quant.int8 import QuantizedRows as QuantizedRows
-from .quant.int8 import dequantize_rows as dequantize_rows
-from .quant.int8 import quantize_rows as quantize_rows
+from .quant.int8 import QuantizedInt8 as QuantizedInt8
+from .quant.int8 import dequantize_int8 as dequantize_int8
+from .quant.int8 import quantize_int8 as quantize_int8
 from .quant.linear4bit import LoraLinear4bit as LoraLinear4bit
 from .quant.linear4bit import dequantize_linears as dequantize_linears
 from .quant.linear4bit import inject_lora_4bit as inject_lora_4bit

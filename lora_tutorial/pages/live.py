@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from lora_tutorial.adapters.files import stored_adapter
 from lora_tutorial.data.tasks import get_task
 from lora_tutorial.models.encoders import load_tokenizer
 from lora_tutorial.models.minilm import CONFIG, minilm_folder, target_folder
-from lora_tutorial.quant.int8 import QuantizedRows, quantize_rows
+from lora_tutorial.quant import int8
+from lora_tutorial.quant.int8 import QuantizedInt8, quantize_int8
 from lora_tutorial.quant.nf4 import nf4_levels
 from lora_tutorial.storage.files import atomic_write_bytes, atomic_write_json, sha256_of
 
@@ -116,7 +118,8 @@ def pack(data: bytes) -> str:
 
 def made_from() -> str:
     """A digest of all that decides what is in the files."""
-    parts = [target_folder().name, sha256_of(Path(__file__)), str(nf4_levels().tolist())]
+    parts = [target_folder().name, str(nf4_levels().tolist()), version("tokenizers")]
+    parts += [sha256_of(Path(source)) for source in (__file__, int8.__file__)]
     for task in TASKS:
         parts += [sha256_of(path) for path in sorted(stored_adapter(task).glob("adapter.*"))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -132,11 +135,14 @@ def _stamp(folder: Path) -> dict[str, Any] | None:
     return stamp if sizes == stamp["files"] else None
 
 
-def _base_tensors() -> dict[str, Tensor | QuantizedRows]:
-    """The encoder without its pooler, which nothing reads: matrices in 8 bits, the rest in float32."""
+def _base_tensors() -> dict[str, Tensor | QuantizedInt8]:
+    """The encoder without its pooler, which nothing reads: matrices in 8 bits, the rest in float32.
+
+    The two vectors of the token types are left in float32: one of them is added to every token.
+    """
     tensors = load_file(minilm_folder() / "model.safetensors")
     return {
-        name: quantize_rows(tensor) if tensor.ndim == 2 else tensor
+        name: quantize_int8(tensor) if len(tensor.shape) == 2 and len(tensor) > 2 else tensor
         for name, tensor in sorted(tensors.items())
         if not name.startswith("pooler.")
     }
@@ -160,10 +166,10 @@ def _serialise(tensors: dict[str, Any]) -> tuple[bytes, list[dict[str, Any]]]:
     table: list[dict[str, Any]] = []
     floats, codes = bytearray(), bytearray()
     for name, tensor in tensors.items():
-        rows = tensor if isinstance(tensor, QuantizedRows) else None
+        rows = tensor if isinstance(tensor, QuantizedInt8) else None
         row: dict[str, Any] = {"name": name, "shape": list(rows.codes.shape if rows else tensor.shape)}
         if rows:
-            row |= {"scales": len(floats), "codes": len(codes)}
+            row |= {"scales": len(floats), "codes": len(codes), "block": rows.block_size}
             codes += rows.codes.numpy().tobytes()
         else:
             row["floats"] = len(floats)

@@ -8,7 +8,7 @@ from torch import nn
 
 from lora_tutorial.adapters.files import load_adapter, stored_adapter
 from lora_tutorial.lora.merge import lora_modules, merge_lora
-from lora_tutorial.quant.int8 import dequantize_rows, quantize_rows
+from lora_tutorial.quant.int8 import dequantize_int8, quantize_int8
 from lora_tutorial.quant.nf4 import dequantize_nf4, quantize_nf4
 
 AS_SHIPPED = {"on": True, "alpha": 1, "rank": 8, "merge": "apart", "base": "int8"}
@@ -37,13 +37,13 @@ def shipped(task):
 
 def rounded(weight, base):
     """A weight after a trip through the page's number format; NF4 starts from the 8 bits that were loaded."""
-    weight = dequantize_rows(quantize_rows(weight))
+    weight = dequantize_int8(quantize_int8(weight))
     return dequantize_nf4(quantize_nf4(weight)) if base == "nf4" else weight
 
 
 def again(weight, base):
     """A sum of weight and update, rounded to the base's levels once more."""
-    return dequantize_nf4(quantize_nf4(weight)) if base == "nf4" else dequantize_rows(quantize_rows(weight))
+    return dequantize_nf4(quantize_nf4(weight)) if base == "nf4" else dequantize_int8(quantize_int8(weight))
 
 
 @torch.no_grad()
@@ -54,8 +54,8 @@ def page_model(task, **settings):
     for module in model.model.modules():
         if isinstance(module, nn.Linear):
             module.weight.copy_(rounded(module.weight, settings["base"]))
-        elif isinstance(module, nn.Embedding):
-            module.weight.copy_(dequantize_rows(quantize_rows(module.weight)))
+        elif isinstance(module, nn.Embedding) and len(module.weight) > 2:
+            module.weight.copy_(dequantize_int8(quantize_int8(module.weight)))
     for _, module in lora_modules(model):
         for lora_A, lora_B in module.lora_factors().values():
             U, S, Vh = torch.linalg.svd(lora_B @ lora_A, full_matrices=False)

@@ -12,7 +12,7 @@ class Model {
     if (this.precision === precision) return;
     for (const [name, tensor] of this.stored) {
       if (!name.startsWith("encoder.") || !tensor.codes) continue;
-      const weight = fromRows(tensor);
+      const weight = fromInt8(tensor);
       this.weights.set(name, precision === "nf4" ? roundToNf4(weight, this.meta.nf4) : weight);
     }
     this.precision = precision;
@@ -39,7 +39,8 @@ class Model {
     if (this.sums?.key !== key) this.sums = { key, weights: new Map() };
     if (!this.sums.weights.has(name)) {
       const size = this.meta.hidden, weight = merged(this.weights.get(name), update, update.scale, size);
-      if (merge === "rounded") this.precision === "nf4" ? roundToNf4(weight, this.meta.nf4) : roundToRows(weight, size);
+      if (merge === "rounded" && this.precision === "nf4") roundToNf4(weight, this.meta.nf4);
+      else if (merge === "rounded") roundToInt8(weight, this.stored.get(name).block);
       this.sums.weights.set(name, weight);
     }
     return this.sums.weights.get(name);
@@ -76,8 +77,9 @@ class Model {
   embed(task, { ids, types }) {
     const size = this.meta.hidden, x = new Float64Array(ids.length * size);
     const addRow = (t, name, row) => {
-      const { codes, scales } = this.stored.get(`embeddings.${name}_embeddings.weight`);
-      for (let i = 0; i < size; i++) x[t * size + i] += float(codes[row * size + i] * scales[row]);
+      const table = this.stored.get(`embeddings.${name}_embeddings.weight`), at = row * size;
+      const value = table.codes ? k => float(table.codes[k] * table.scales[(k / table.block) | 0]) : k => table[k];
+      for (let i = 0; i < size; i++) x[t * size + i] += value(at + i);
     };
     ids.forEach((id, t) => {
       addRow(t, "word", id);

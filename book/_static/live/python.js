@@ -28,7 +28,7 @@ function pythonFor(task, texts, { on, alpha, rank, merge, base }, about) {
   }
   if (!off && merge !== "apart") lines.push(`${use("merge_lora")}(model)`);
   if (!off && merge === "rounded") {
-    const [back, there] = base === "nf4" ? ["dequantize_nf4", "quantize_nf4"] : ["dequantize_rows", "quantize_rows"];
+    const [back, there] = base === "nf4" ? ["dequantize_nf4", "quantize_nf4"] : ["dequantize_int8", "quantize_int8"];
     lines.push(
       `for _, layer in ${use("lora_modules")}(model):`,
       "    for linear in (layer.query, layer.value):",

@@ -1,37 +1,36 @@
-// The stored numbers as weights: 8-bit rows, the levels of NF4, an adapter's update cut to a rank and merged. Every step
+// The stored numbers as weights: 8-bit blocks, the levels of NF4, an adapter's update cut to a rank and merged. Every step
 // is rounded to float32 as torch rounds it. Runs in the worker.
 
 const float = Math.fround;
 
-// Tensors of one file, by name: a Float32Array, or for a matrix in 8 bits {codes, scales, rows, columns}.
+// Tensors of one file, by name: a Float32Array, or for a matrix in 8 bits {codes, scales, block}.
 function readTensors({ tensors }, buffer) {
   const product = shape => shape.reduce((a, b) => a * b, 1);
   return new Map(
-    tensors.map(({ name, shape, floats, scales, codes }) => {
+    tensors.map(({ name, shape, floats, scales, codes, block }) => {
       if (codes === undefined) return [name, new Float32Array(buffer, floats, product(shape))];
-      const [rows, columns] = shape;
-      const parts = [new Int8Array(buffer, codes, rows * columns), new Float32Array(buffer, scales, rows)];
-      return [name, { codes: parts[0], scales: parts[1], rows, columns }];
+      const size = product(shape);
+      return [name, { codes: new Int8Array(buffer, codes, size), scales: new Float32Array(buffer, scales, size / block), block }];
     }),
   );
 }
 
-// The weight that 8-bit rows stand for: code times the row's scale.
-function fromRows({ codes, scales, columns }) {
+// The weight that 8-bit codes stand for: code times the scale of its block.
+function fromInt8({ codes, scales, block }) {
   const weight = new Float32Array(codes.length);
-  for (let k = 0; k < codes.length; k++) weight[k] = codes[k] * scales[(k / columns) | 0];
+  for (let k = 0; k < codes.length; k++) weight[k] = codes[k] * scales[(k / block) | 0];
   return weight;
 }
 
-// Round each row to 8 bits and back; in place. A half goes to the even neighbour, as in torch.
-function roundToRows(weight, columns) {
-  for (let at = 0; at < weight.length; at += columns) {
-    const row = weight.subarray(at, at + columns);
-    const scale = float(largest(row) / 127);
-    for (let k = 0; k < columns; k++) {
-      const x = scale ? float(row[k] / scale) : 0, below = Math.floor(x);
+// Round each block to 8 bits and back; in place. A half goes to the even neighbour, as in torch.
+function roundToInt8(weight, block) {
+  for (let at = 0; at < weight.length; at += block) {
+    const values = weight.subarray(at, at + block);
+    const scale = float(largest(values) / 127);
+    for (let k = 0; k < block; k++) {
+      const x = scale ? float(values[k] / scale) : 0, below = Math.floor(x);
       const code = x - below === 0.5 ? below + (below & 1) : Math.round(x);
-      row[k] = code * scale;
+      values[k] = code * scale;
     }
   }
   return weight;
