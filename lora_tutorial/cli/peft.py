@@ -118,9 +118,5 @@ def diagnose(
         say(f"- {finding}")
     if findings:
         raise typer.Exit(1)
-    seen = (
-        "file, checksum, settings and tensors"
-        if base is None
-        else "file, checksum, settings, tensors and base"
-    )
+    seen = "files, settings and tensors" if base is None else "files, settings, tensors and base"
     say(f"Nothing was found wrong with {folder}: {seen}.")

@@ -159,7 +159,7 @@ def test_it_is_carried_to_peft_and_back_and_merged(trained, tiny_folder, tmp_pat
 
 def test_diagnose_exits_with_1_where_something_is_wrong(trained, tiny_folder, tmp_path):
     adapter = trained[0] / "run" / "adapter"
-    assert run("diagnose", adapter).startswith(f"Nothing was found wrong with {adapter}: file, checksum")
+    assert run("diagnose", adapter).startswith(f"Nothing was found wrong with {adapter}: files, settings")
     assert "tensors and base." in run("diagnose", adapter, "--base", tiny_folder)
     assert run("diagnose", "sst2").startswith("Nothing was found wrong with")
     save_adapter(build_lm(tiny_folder, lora=LoraConfig(r=2, lora_alpha=2000)), tmp_path / "new")
