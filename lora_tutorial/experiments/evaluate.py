@@ -225,7 +225,7 @@ def written(
     Returns
     -------
     dict
-        ``"written"``: `Written.summary`, with every answer and its chrF. ``"other_text"``: each loss in nats
+        ``"written"``: what ``Written.summary`` says, with every answer and its chrF. ``"other_text"``: each loss in nats
         of ``OTHER_TEXTS`` newspaper snippets that have nothing to do with the task, and their tokens.
     """
     rows = prepared.tokenized[split]["row"][:ANSWERED]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_tutorial.lm.batches import make_chat_loader
 from lora_tutorial.lm.chat import IGNORED, Message
-from lora_tutorial.lm.generate import Answer, generate_answers
+from lora_tutorial.lm.generate import Reply, generate_answers
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Written(NamedTuple):
         For each answer, the F-score of its runs of up to six characters against the reference, 0 to 100.
     """
 
-    answers: Sequence[Answer]
+    answers: Sequence[Reply]
     chrf: Sequence[float]
 
     def summary(self) -> dict[str, float]:

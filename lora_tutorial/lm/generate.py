@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from lora_tutorial.lm.chat import Message, template_ids
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """What a model wrote.
 
     Attributes
@@ -109,7 +109,7 @@ def generate_answers(
     conversations: Sequence[Sequence[Message]],
     max_new_tokens: int = 64,
     batch_size: int = 16,
-) -> list[Answer]:
+) -> list[Reply]:
     """The likeliest answer to each of many conversations, token by token.
 
     Prompts of a batch are filled up on the *left*, so that every one of them ends where the answers begin.
@@ -127,12 +127,12 @@ def generate_answers(
 
     Returns
     -------
-    list of Answer
+    list of Reply
         In the order of the conversations.
     """
     prompts = [template_ids(messages, tokenizer, answer=True) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    answers: dict[int, Answer] = {}
+    answers: dict[int, Reply] = {}
     starts = range(0, len(order), batch_size)
     for start in tqdm(starts, "writing", leave=False, disable=None):
         places = order[start : start + batch_size]
@@ -155,7 +155,7 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]
     }
 
 
-def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
+def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Reply:
     stopped = tokenizer.eos_token_id in ids
     kept = ids[: ids.index(tokenizer.eos_token_id)] if stopped else ids
-    return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), len(kept) + stopped, stopped)
+    return Reply(tokenizer.decode(kept, skip_special_tokens=True).strip(), len(kept) + stopped, stopped)

@@ -102,10 +102,10 @@ def test_chrf_is_100_for_the_reference_itself_and_examples_go_in_front(tiny, mon
     seen = []
 
     def answers(model, tokenizer, prompts, **_):
-        from lora_tutorial.lm.generate import Answer
+        from lora_tutorial.lm.generate import Reply
 
         seen.extend(prompts)
-        return [Answer("It is four.", 4, True), Answer("zzz", 2, False)]
+        return [Reply("It is four.", 4, True), Reply("zzz", 2, False)]
 
     monkeypatch.setattr("lora_tutorial.lm.evaluator.generate_answers", answers)
     chats = [[*PROMPTS[0], {"role": "assistant", "content": "It is four."}]] * 2
