@@ -129,6 +129,8 @@ def _per_row(record: RunRecord, split: str) -> tuple[np.ndarray, Score]:
     if record.main_score == "pearson":
         x, y = np.array(about["predictions"], float), np.array(about["labels"], float)
         return np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=1), _pearson
+    if record.main_score == "log_likelihood":  # each row's loss in nats, and its tokens
+        return np.stack([np.array([float(v) for v in about[k]]) for k in _LOSSES], axis=1), _per_token
     guessed = np.array([int(c) for c in about["predictions"]])
     gold = np.array([int(c) for c in about["labels"]])
     if record.main_score == "accuracy":
@@ -137,6 +139,13 @@ def _per_row(record: RunRecord, split: str) -> tuple[np.ndarray, Score]:
         cells = [(guessed == g) & (gold == t) for g in (0, 1) for t in (0, 1)]
         return np.stack(cells, axis=1).astype(float), _matthews
     raise ValueError(f"There is no bootstrap for the score {record.main_score!r}.")
+
+
+_LOSSES = ("predictions", "labels")
+
+
+def _per_token(sums: np.ndarray) -> np.ndarray:
+    return -sums[:, 0] / sums[:, 1]
 
 
 def _share(sums: np.ndarray) -> np.ndarray:

@@ -146,7 +146,7 @@ def error_curves(curves: Mapping[str, Sequence[float]], break_even: float | None
     return fig
 
 
-def token_strip(pieces: Sequence[str], learnt: Sequence[bool], columns: int = 78) -> Figure:
+def token_strip(pieces: Sequence[str], learnt: Sequence[bool], columns: int = 62) -> Figure:
     """Draw a text's tokens as boxes in reading order, those that are learnt in colour.
 
     Parameters
@@ -173,7 +173,7 @@ def token_strip(pieces: Sequence[str], learnt: Sequence[bool], columns: int = 78
         box = Rectangle((x, y + 0.08), len(piece), 0.84, facecolor=colour + "38", edgecolor=colour, lw=0.6)
         axis.add_patch(box)
         axis.text(
-            x + len(piece) / 2, y + 0.5, piece, ha="center", va="center", fontsize=6, family="monospace"
+            x + len(piece) / 2, y + 0.5, piece, ha="center", va="center", fontsize=7, family="monospace"
         )
     return fig
 

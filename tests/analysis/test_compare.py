@@ -9,7 +9,14 @@ from lora_tutorial.analysis import compare as module
 from lora_tutorial.analysis.compare import average, bootstrap, compare, mcnemar, verdict
 from lora_tutorial.training.records import RunRecord
 
+
+def log_likelihood(tokens, losses):
+    """Of a language model: each row's loss is its prediction, and its response tokens are its label."""
+    return -np.sum(losses) / np.sum(tokens)
+
+
 METRICS = {
+    "log_likelihood": log_likelihood,
     "accuracy": accuracy_score,
     "matthews": matthews_corrcoef,
     "pearson": lambda gold, guessed: pearsonr(gold, guessed).statistic,
@@ -17,7 +24,7 @@ METRICS = {
 
 
 def record(score, gold, guessed, arm="a", seed=0):
-    classes = score != "pearson"
+    classes = score not in ("pearson", "log_likelihood")
     about = {
         "labels": "".join(map(str, gold)) if classes else list(gold),
         "predictions": "".join(map(str, guessed)) if classes else list(guessed),
@@ -31,6 +38,9 @@ def record(score, gold, guessed, arm="a", seed=0):
 def rows(score, n=300, right=0.8, seed=0):
     draw = np.random.default_rng(seed)
     gold = draw.integers(0, 2, n)
+    if score == "log_likelihood":
+        tokens = draw.integers(5, 30, n)
+        return tokens, tokens * draw.gamma(3, 1 / right, n)
     if score == "pearson":
         return gold + draw.normal(size=n), gold + draw.normal(size=n) / right
     return gold, np.where(draw.random(n) < right, gold, 1 - gold)
