@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict
 
@@ -63,8 +63,9 @@ def load_docstrings() -> DatasetDict:
     return DatasetDict({side: Dataset.from_list(_rows(side)) for side in SIDES})
 
 
-def _rows(side: str) -> list[dict]:
-    rows, known = [], set()
+def _rows(side: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    known: set[str] = set()
     for package in SIDES[side]:
         functions = package_functions(package)
         source = f"{package} {metadata.version(package)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
@@ -113,7 +113,7 @@ def make_loaders(
 
 def train_loader(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, seed: int) -> DataLoader:
     """Shuffled batches of tokenised training rows, of like length where the recipe says so."""
-    grouped = {"shuffle": True, "group_by_length": recipe.group_by_length}
+    grouped: dict[str, Any] = {"shuffle": True, "group_by_length": recipe.group_by_length}
     if "row" in rows.column_names:  # conversations
         return make_chat_loader(rows, tokenizer, recipe.batch_size, seed=seed, **grouped)
     return make_loader(rows, tokenizer, recipe.batch_size, seed=seed, **grouped)

@@ -76,7 +76,8 @@ def template_ids(
     The template writes every special token itself. A tokenizer that is called on its text afterwards would
     put a second begin token in front of it, so that is switched off.
     """
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer)
+    plain = [dict(message) for message in messages]
+    text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=answer)
     return tokenizer(str(text), add_special_tokens=False)["input_ids"]
 
 

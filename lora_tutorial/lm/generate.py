@@ -94,7 +94,7 @@ def stream(
         if token == tokenizer.eos_token_id:
             return
         ids.append(token)
-        text = tokenizer.decode(ids, skip_special_tokens=True)
+        text = str(tokenizer.decode(ids, skip_special_tokens=True))
         if not text.endswith("\ufffd"):  # half a character
             yield text[len(shown) :]
             shown = text
@@ -158,4 +158,4 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]
 def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Reply:
     stopped = tokenizer.eos_token_id in ids
     kept = ids[: ids.index(tokenizer.eos_token_id)] if stopped else ids
-    return Reply(tokenizer.decode(kept, skip_special_tokens=True).strip(), len(kept) + stopped, stopped)
+    return Reply(str(tokenizer.decode(kept, skip_special_tokens=True)).strip(), len(kept) + stopped, stopped)

@@ -60,8 +60,8 @@ def _numbered(path: Path) -> Iterator[tuple[int, list[dict[str, str]]]]:
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path.name}, line {line}, is not UTF-8; save the file as UTF-8.") from error
+        bad = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path.name}, line {bad}, is not UTF-8; save the file as UTF-8.") from error
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             where = f"{path.name}, line {number}"

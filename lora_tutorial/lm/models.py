@@ -237,7 +237,7 @@ def llama_tensors(source: Gguf, config: LlamaConfig) -> dict[str, Tensor]:
         if part == "attn_q":
             weight = _undo_rotation(weight, config.num_attention_heads)
         if part == "attn_k":
-            weight = _undo_rotation(weight, config.num_key_value_heads)
+            weight = _undo_rotation(weight, config.num_key_value_heads or config.num_attention_heads)
         tensors[f"model.layers.{block}.{_OF_BLOCK[part]}.weight"] = weight.contiguous()
     return tensors
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, Rectangle
@@ -159,7 +159,7 @@ def token_strip(pieces: Sequence[str], learnt: Sequence[bool], columns: int = 62
         Characters in a line.
     """
     shown = [piece.replace("\n", "\u21b5").replace(" ", "\u00b7") for piece in pieces]
-    places, line, used = [], 0, 0
+    places, line, used = [], 0, 0.0
     for piece in shown:
         if used and used + len(piece) > columns:
             line, used = line + 1, 0
@@ -214,7 +214,7 @@ def _flow(axis: Axes, *points: tuple[float, float]) -> None:
     """An arrow through some points."""
     for start, end in pairwise(points):
         style = "-|>" if end == points[-1] else "-"
-        shape = {"arrowstyle": style, "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0}
+        shape: dict[str, Any] = {"arrowstyle": style, "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0}
         axis.add_patch(FancyArrowPatch(start, end, color=AXIS, lw=1.3, **shape))
 
 

