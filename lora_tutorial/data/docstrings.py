@@ -100,7 +100,7 @@ def package_functions(package: str) -> list[Documented]:
     try:
         return [Documented(*row) for row in json.loads(kept.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):  # not there, or not whole
-        files = sorted(str(found.locate_file(file)) for file in found.files or () if _is_read(file.parts))
+        files = sorted(str(found.locate_file(file)) for file in found.files or () if is_source(file.parts))
     if not files:
         raise ValueError(f"{package} comes without its sources here, so it has no docstrings to read.")
     texts = (Path(file).read_text(encoding="utf-8") for file in files)
@@ -113,7 +113,8 @@ def package_functions(package: str) -> list[Documented]:
     return functions
 
 
-def _is_read(parts: tuple[str, ...]) -> bool:
+def is_source(parts: tuple[str, ...]) -> bool:
+    """Whether a file of a distribution is one of its modules, and none of its tests."""
     own = parts[-1].endswith(".py") and not parts[0].endswith((".dist-info", ".data"))
     return own and not any(part in ("tests", "testing", "conftest.py", "_testing") for part in parts)
 

@@ -225,8 +225,9 @@ def written(
     Returns
     -------
     dict
-        ``"written"``: what ``Written.summary`` says, with every answer and its chrF. ``"other_text"``: each loss in nats
-        of ``OTHER_TEXTS`` newspaper snippets that have nothing to do with the task, and their tokens.
+        ``"written"``: what ``Written.summary`` says, with every answer and its chrF. ``"other_text"``: each
+        loss in nats of ``OTHER_TEXTS`` newspaper snippets that have nothing to do with the task, and their
+        tokens.
     """
     rows = prepared.tokenized[split]["row"][:ANSWERED]
     conversations = prepared.loaded.data[split].select(rows)["messages"]

@@ -100,7 +100,7 @@ def test_the_task_is_loaded_like_any_other(loaded):
 
 def test_a_cache_that_is_damaged_or_cannot_be_written_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_TUTORIAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(docstrings, "_is_read", lambda parts: parts[-1] == "convert_matrix.py")
+    monkeypatch.setattr(docstrings, "is_source", lambda parts: parts[-1] == "convert_matrix.py")
     fresh = package_functions("networkx")
     assert len(fresh) == 2
     (kept,) = (tmp_path / "cache" / "docstrings").iterdir()
