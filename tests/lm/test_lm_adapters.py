@@ -213,6 +213,18 @@ def test_a_stranger_with_plain_transformers_writes_the_same_tokens(trained, tiny
     assert told["ids"] == written(merge_lora(trained), load_lm_tokenizer(tiny_folder))
 
 
+def test_a_tokenizer_without_a_padding_token_is_merged_with_one(tiny_folder, tmp_path):
+    """As `load_lm` has it: a stranger who generates in batches needs one."""
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    file = tmp_path / "base" / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    del settings["pad_token"]
+    file.write_text(json.dumps(settings))
+    assert AutoTokenizer.from_pretrained(tmp_path / "base").pad_token is None
+    export_merged(moved(build_lm(tmp_path / "base")), tmp_path / "m")
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").pad_token == "<|im_end|>"
+
+
 def test_variants_keep_their_laws(tiny_folder, tmp_path):
     dora = moved(build_lm(tiny_folder, variant="dora"), scale=0.1)
     save_adapter(dora, tmp_path / "dora")
