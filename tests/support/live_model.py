@@ -8,7 +8,8 @@ from torch import nn
 
 from lora_tutorial.adapters.files import load_adapter, stored_adapter
 from lora_tutorial.lora.merge import lora_modules, merge_lora
-from lora_tutorial.quant.int8 import dequantize_int8, quantize_int8
+from lora_tutorial.pages.live import stored
+from lora_tutorial.quant.int8 import QuantizedInt8, dequantize_int8, quantize_int8
 from lora_tutorial.quant.nf4 import dequantize_nf4, quantize_nf4
 
 AS_SHIPPED = {"on": True, "alpha": 1, "rank": 8, "merge": "apart", "base": "int8"}
@@ -35,10 +36,10 @@ def shipped(task):
     return load_adapter(stored_adapter(task)).eval()
 
 
-def rounded(weight, base):
-    """A weight after a trip through the page's number format; NF4 starts from the 8 bits that were loaded."""
-    weight = dequantize_int8(quantize_int8(weight))
-    return dequantize_nf4(quantize_nf4(weight)) if base == "nf4" else weight
+def as_loaded(name, weight):
+    """A weight of the encoder after its trip to the page."""
+    kept = stored(name, weight)
+    return dequantize_int8(kept) if isinstance(kept, QuantizedInt8) else kept.float()
 
 
 def again(weight, base):
@@ -51,11 +52,11 @@ def page_model(task, **settings):
     """The model that the page has at these settings."""
     settings = AS_SHIPPED | settings
     model = copy.deepcopy(shipped(task))
-    for module in model.model.modules():
-        if isinstance(module, nn.Linear):
-            module.weight.copy_(rounded(module.weight, settings["base"]))
-        elif isinstance(module, nn.Embedding) and len(module.weight) > 2:
-            module.weight.copy_(dequantize_int8(quantize_int8(module.weight)))
+    for name, module in model.model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.copy_(as_loaded(f"{name}.weight", module.weight))
+        if isinstance(module, nn.Linear) and settings["base"] == "nf4":
+            module.weight.copy_(dequantize_nf4(quantize_nf4(module.weight)))
     for _, module in lora_modules(model):
         for lora_A, lora_B in module.lora_factors().values():
             U, S, Vh = torch.linalg.svd(lora_B @ lora_A, full_matrices=False)

@@ -11,8 +11,8 @@ class Model {
   useBase(precision) {
     if (this.precision === precision) return;
     for (const [name, tensor] of this.stored) {
-      if (!name.startsWith("encoder.") || !tensor.codes) continue;
-      const weight = fromInt8(tensor);
+      if (!/^encoder\..*(query|key|value|dense)\.weight$/.test(name)) continue;
+      const weight = tensor.codes ? fromInt8(tensor) : tensor.slice();
       this.weights.set(name, precision === "nf4" ? roundToNf4(weight, this.meta.nf4) : weight);
     }
     this.precision = precision;
@@ -40,7 +40,7 @@ class Model {
     if (!this.sums.weights.has(name)) {
       const size = this.meta.hidden, weight = merged(this.weights.get(name), update, update.scale, size);
       if (merge === "rounded" && this.precision === "nf4") roundToNf4(weight, this.meta.nf4);
-      else if (merge === "rounded") roundToInt8(weight, this.stored.get(name).block);
+      else if (merge === "rounded") roundToInt8(weight, this.meta.nf4.block);
       this.sums.weights.set(name, weight);
     }
     return this.sums.weights.get(name);

@@ -3,13 +3,15 @@
 
 const float = Math.fround;
 
-// Tensors of one file, by name: a Float32Array, or for a matrix in 8 bits {codes, scales, block}.
+// Tensors of one file, by name: a Float32Array (bfloat16 is the upper half of one), or in 8 bits {codes, scales, block}.
 function readTensors({ tensors }, buffer) {
   const product = shape => shape.reduce((a, b) => a * b, 1);
   return new Map(
-    tensors.map(({ name, shape, floats, scales, codes, block }) => {
-      if (codes === undefined) return [name, new Float32Array(buffer, floats, product(shape))];
+    tensors.map(({ name, shape, floats, halves, scales, codes, block }) => {
       const size = product(shape);
+      if (floats !== undefined) return [name, new Float32Array(buffer, floats, size)];
+      if (halves !== undefined)
+        return [name, new Float32Array(Uint32Array.from(new Uint16Array(buffer, halves, size), half => half << 16).buffer)];
       return [name, { codes: new Int8Array(buffer, codes, size), scales: new Float32Array(buffer, scales, size / block), block }];
     }),
   );
