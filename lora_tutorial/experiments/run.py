@@ -36,6 +36,7 @@ from lora_tutorial.experiments.inputs import (
     tokenize_rows,
     train_loader,
 )
+from lora_tutorial.lm.evaluator import check_chrf
 from lora_tutorial.lm.instructions import is_conversation_file, task_from_conversations
 from lora_tutorial.lm.models import build_lm, load_lm_tokenizer
 from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
@@ -172,6 +173,8 @@ def run_experiment(
     """
     prepared = prepare(experiment) if prepared is None else prepared
     loaded, tokens, _ = prepared
+    if loaded.task.generative:
+        check_chrf()  # now, and not after the training
     task, recipe, tokenizer = loaded.task, experiment.recipe, _tokenizer_of(experiment.encoder, loaded.task)
     model = _model_of(experiment, task)
     evaluators = make_evaluators(task, tokens, tokenizer, recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,6 +114,15 @@ class ResponseScorer:
         return self.last
 
 
+def check_chrf() -> None:
+    """Raise ``ModuleNotFoundError`` where torchmetrics, which computes chrF, is not installed."""
+    if find_spec("torchmetrics") is None:
+        raise ModuleNotFoundError(
+            "torchmetrics scores what a language model writes, and is not installed: "
+            "pip install 'lora-tutorial[lm]'."
+        )
+
+
 class Written(NamedTuple):
     """What a model wrote for a set of prompts, and how it compares.
 
@@ -168,6 +178,7 @@ def write_and_compare(
     ModuleNotFoundError
         If torchmetrics is not installed.
     """
+    check_chrf()
     from torchmetrics.functional.text import chrf_score
 
     prompts = [[*examples, *messages[:-1]] for messages in conversations]

@@ -116,3 +116,11 @@ def test_an_encoder_and_a_language_model_need_a_grid_each():
 def test_examples_are_for_an_untrained_model():
     with pytest.raises(ValueError, match="shots=2 is for method 'probe'"):
         Arm("all", "lora", shots=2)
+
+
+def test_without_torchmetrics_a_run_stops_before_it_trains(own_file, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("lora_tutorial.lm.evaluator.find_spec", lambda name: None)
+    experiment = Experiment(load_recipe("chat", **QUICK), own_file, str(tiny_folder), "lora")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lora-tutorial\[lm\]'"):
+        run_experiment(experiment, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
