@@ -5,6 +5,7 @@ import torch
 from live_model import page_model, shipped
 
 from lora_tutorial.data.sources import load_task
+from lora_tutorial.data.span_metrics import token_f1
 from lora_tutorial.models.encoders import load_tokenizer
 from lora_tutorial.squad.evaluator import Reader
 
@@ -29,12 +30,15 @@ def logits_of(model, columns, batch_size=16):
 
 
 def agreement(task, rows, columns, base="int8"):
-    """The share of rows on which both models give the same answer; of a regression, to within a tenth."""
+    """The share of rows on which both models give the same answer; of a regression, to within a tenth.
+
+    Of SQuAD the mean of the two answers' token F1: two spans that are nearly as likely often share words.
+    """
     models = shipped(task), page_model(task, base=base)
     if task == "squad":
         reader = Reader(rows, load_tokenizer("minilm"))
         answers = [[answer.text() for answer in reader(model)] for model in models]
-        return float(np.mean([a == b for a, b in zip(*answers, strict=True)]))
+        return float(np.mean([token_f1(a, b) for a, b in zip(*answers, strict=True)]))
     exact, page = (logits_of(model, [list(rows[name]) for name in columns]) for model in models)
     if exact.shape[1] == 1:
         return ((exact - page).abs() < 0.1).float().mean().item()
