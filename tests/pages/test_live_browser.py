@@ -261,6 +261,7 @@ def test_every_control_works_by_keyboard(browser, address):
     press("[name=live-merge]:checked", "ArrowRight")
     assert page.evaluate("loraLive.settings.merge") == "merged"
     press("[name=live-base]:checked", "ArrowRight")
+    press("[name=live-base]:checked", "ArrowRight")
     assert page.evaluate("loraLive.settings") == AS_SHIPPED | {"rank": 1, "merge": "merged", "base": "nf4"}
     press("[data-part=reset]", "Enter")
     assert press("[name=live-task]:checked", "ArrowRight").startswith(("yes", "no"))

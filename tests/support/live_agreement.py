@@ -29,7 +29,7 @@ def logits_of(model, columns, batch_size=16):
     return torch.stack([found[row] for row in range(len(order))])
 
 
-def agreement(task, rows, columns, base="int8"):
+def agreement(task, rows, columns, base="full"):
     """The share of rows on which both models give the same answer; of a regression, to within a tenth.
 
     Of SQuAD the mean of the two answers' token F1: two spans that are nearly as likely often share words.

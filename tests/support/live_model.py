@@ -8,11 +8,11 @@ from torch import nn
 
 from lora_tutorial.adapters.files import load_adapter, stored_adapter
 from lora_tutorial.lora.merge import lora_modules, merge_lora
-from lora_tutorial.pages.live import stored
-from lora_tutorial.quant.int8 import QuantizedInt8, dequantize_int8, quantize_int8
+from lora_tutorial.pages.live import restored, stored
+from lora_tutorial.quant.int8 import dequantize_int8, quantize_int8
 from lora_tutorial.quant.nf4 import dequantize_nf4, quantize_nf4
 
-AS_SHIPPED = {"on": True, "alpha": 1, "rank": 8, "merge": "apart", "base": "int8"}
+AS_SHIPPED = {"on": True, "alpha": 1, "rank": 8, "merge": "apart", "base": "full"}
 #: Every control of the page, alone and together with others.
 SETTINGS = [
     {},
@@ -24,6 +24,7 @@ SETTINGS = [
     {"rank": 5, "alpha": 1.5},
     {"merge": "merged"},
     {"merge": "rounded", "rank": 3},
+    {"base": "int8"},
     {"base": "nf4"},
     {"base": "nf4", "merge": "merged", "alpha": 1.7},
     {"base": "nf4", "merge": "rounded"},
@@ -34,12 +35,6 @@ SETTINGS = [
 def shipped(task):
     """The adapter as it ships, on the encoder in full precision."""
     return load_adapter(stored_adapter(task)).eval()
-
-
-def as_loaded(name, weight):
-    """A weight of the encoder after its trip to the page."""
-    kept = stored(name, weight)
-    return dequantize_int8(kept) if isinstance(kept, QuantizedInt8) else kept.float()
 
 
 def again(weight, base):
@@ -54,9 +49,11 @@ def page_model(task, **settings):
     model = copy.deepcopy(shipped(task))
     for name, module in model.model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            module.weight.copy_(as_loaded(f"{name}.weight", module.weight))
-        if isinstance(module, nn.Linear) and settings["base"] == "nf4":
-            module.weight.copy_(dequantize_nf4(quantize_nf4(module.weight)))
+            module.weight.copy_(restored(stored(f"{name}.weight", module.weight)))
+    for name, module in shipped(task).model.named_modules():
+        if isinstance(module, nn.Linear) and settings["base"] != "full":
+            weight = module.weight if settings["base"] == "int8" else model.model.get_submodule(name).weight
+            model.model.get_submodule(name).weight.copy_(again(weight, settings["base"]))
     for _, module in lora_modules(model):
         for lora_A, lora_B in module.lora_factors().values():
             U, S, Vh = torch.linalg.svd(lora_B @ lora_A, full_matrices=False)

@@ -7,12 +7,12 @@ class Model {
     Object.assign(this, { meta, stored: base, adapters, weights: new Map(), precision: null });
   }
 
-  // Take the linear layers' weights in 8 bits ("int8") or, from there, in NF4 ("nf4").
+  // Take the linear layers' weights as loaded ("full"), in 8 bits ("int8"), or rounded to NF4 ("nf4").
   useBase(precision) {
     if (this.precision === precision) return;
     for (const [name, tensor] of this.stored) {
       if (!/^encoder\..*(query|key|value|dense)\.weight$/.test(name)) continue;
-      const weight = tensor.codes ? fromInt8(tensor) : tensor.slice();
+      const weight = fromInt8(tensor, precision !== "int8");
       this.weights.set(name, precision === "nf4" ? roundToNf4(weight, this.meta.nf4) : weight);
     }
     this.precision = precision;
@@ -32,7 +32,7 @@ class Model {
     return { ...cutToRank(factors, rank, this.meta.hidden), scale: alpha * about.scaling };
   }
 
-  // The weight with the update in it; "rounded" rounds the sum to the base's own levels again. Kept until asked for
+  // The weight with the update in it; "rounded" rounds the sum to NF4 if the base has it, else to 8 bits. Kept until asked for
   // another adapter or strength.
   sum(task, settings, name, update) {
     const { alpha, rank, merge } = settings, key = [task, alpha, rank, merge].join();

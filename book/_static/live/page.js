@@ -1,7 +1,7 @@
 // The page: one state, the controls that change it, and a new answer whenever it has changed.
 
 const FOLDER = new URL("data/", document.currentScript.src).href;
-const AS_TRAINED = { on: true, alpha: 1, rank: 8, merge: "apart", base: "int8" };
+const AS_TRAINED = { on: true, alpha: 1, rank: 8, merge: "apart", base: "full" };
 const WAIT = 250; // milliseconds without a change before a text is read
 
 class Page {

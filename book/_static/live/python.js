@@ -4,11 +4,12 @@ function pythonFor(task, texts, { on, alpha, rank, merge, base }, about) {
   const off = !on || alpha === 0, names = new Set(["load_adapter", "load_tokenizer", "stored_adapter"]);
   const use = name => (names.add(name), name);
   const head = [], lines = [], q = JSON.stringify;
-  if (base === "nf4")
+  const [back, there] = base === "nf4" ? ["dequantize_nf4", "quantize_nf4"] : ["dequantize_int8", "quantize_int8"];
+  if (base !== "full")
     lines.push(
       "for linear in model.model.encoder.modules():",
       "    if isinstance(linear, torch.nn.Linear):",
-      `        linear.weight.data = ${use("dequantize_nf4")}(${use("quantize_nf4")}(linear.weight))`,
+      `        linear.weight.data = ${use(back)}(${use(there)}(linear.weight))`,
     );
   if (!off && rank < about.rank)
     lines.push(
@@ -28,7 +29,6 @@ function pythonFor(task, texts, { on, alpha, rank, merge, base }, about) {
   }
   if (!off && merge !== "apart") lines.push(`${use("merge_lora")}(model)`);
   if (!off && merge === "rounded") {
-    const [back, there] = base === "nf4" ? ["dequantize_nf4", "quantize_nf4"] : ["dequantize_int8", "quantize_int8"];
     lines.push(
       `for _, layer in ${use("lora_modules")}(model):`,
       "    for linear in (layer.query, layer.value):",

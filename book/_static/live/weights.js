@@ -3,23 +3,25 @@
 
 const float = Math.fround;
 
-// Tensors of one file, by name: a Float32Array (bfloat16 is the upper half of one), or in 8 bits {codes, scales, block}.
+// Tensors of one file, by name: a Float32Array, or in 8 bits {codes, scales, block}, with `steps` for four bits more.
 function readTensors({ tensors }, buffer) {
   const product = shape => shape.reduce((a, b) => a * b, 1);
   return new Map(
-    tensors.map(({ name, shape, floats, halves, scales, codes, block }) => {
+    tensors.map(({ name, shape, floats, scales, codes, steps, block }) => {
       const size = product(shape);
       if (floats !== undefined) return [name, new Float32Array(buffer, floats, size)];
-      if (halves !== undefined)
-        return [name, new Float32Array(Uint32Array.from(new Uint16Array(buffer, halves, size), half => half << 16).buffer)];
-      return [name, { codes: new Int8Array(buffer, codes, size), scales: new Float32Array(buffer, scales, size / block), block }];
+      const more = steps === undefined ? null : new Uint8Array(buffer, steps, size / 2);
+      const parts = { codes: new Int8Array(buffer, codes, size), scales: new Float32Array(buffer, scales, size / block) };
+      return [name, { ...parts, steps: more, block }];
     }),
   );
 }
 
-// The weight that 8-bit codes stand for: code times the scale of its block.
-function fromInt8({ codes, scales, block }) {
-  const weight = new Float32Array(codes.length);
+// The weight that 8-bit codes stand for, code times the scale of its block; or, `fine`, with the four bits more, sixteenths
+// of a scale from -8 to 7, of which two are in a byte.
+function fromInt8({ codes, scales, steps, block }, fine) {
+  const weight = new Float32Array(codes.length), step = k => (k % 2 ? steps[k >> 1] & 15 : steps[k >> 1] >> 4) - 8;
+  if (fine) return weight.map((_, k) => (16 * codes[k] + step(k)) * (scales[(k / block) | 0] / 16));
   for (let k = 0; k < codes.length; k++) weight[k] = codes[k] * scales[(k / block) | 0];
   return weight;
 }

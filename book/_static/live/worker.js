@@ -41,7 +41,7 @@ async function receive(message) {
     meta = message.meta;
     tokenizer = new Tokenizer(meta);
     model = new Model(meta, readTensors(meta.base, message.base), readTensors(meta.adapters, message.adapters));
-    model.useBase("int8");
+    model.useBase("full");
     return { kind: "ready", id: message.id };
   }
   if (message.kind === "tokens") // of each text or pair, as the model would read it
