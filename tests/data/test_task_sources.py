@@ -48,11 +48,13 @@ def squad_row(**changes):
 
 
 def test_rows_of_the_table_are_consistent():
-    assert {"reviews", "products-rating", "cola", "wnli", "squad_v2"} <= set(TASKS) and len(TASKS) == 21
+    assert {"reviews", "products-rating", "cola", "wnli", "squad_v2", "docstrings"} <= set(TASKS) and len(
+        TASKS
+    ) == 22
     for name, task in TASKS.items():
         assert task.name == name and 1 <= len(task.columns) <= 2
         assert task.num_labels == (1 if task.regression else 2 if task.extractive else len(task.labels))
-        assert task.metric in METRICS or task.extractive
+        assert task.metric in METRICS or task.extractive or task.generative
         assert task.shares_text_with <= set(TASKS)
         assert all(name in TASKS[other].shares_text_with for other in task.shares_text_with)
     assert get_task("mnli").num_labels == 3 and get_task("stsb").regression and get_task("squad").extractive

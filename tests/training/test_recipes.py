@@ -66,7 +66,8 @@ def test_a_bad_recipe_is_refused_by_field(changes, said):
 
 
 def test_unknown_recipes_and_tasks_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown recipe 'fast': choose from tutorial, quick, cpu, paper"):
+    known = "tutorial, quick, chat, cpu, paper"
+    with pytest.raises(ValueError, match=f"Unknown recipe 'fast': choose from {known}"):
         recipes.load_recipe("fast")
     with pytest.raises(ValueError, match="no row for task 'wnli'"):
         recipes.load_recipe("paper", "wnli")
