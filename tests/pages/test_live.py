@@ -114,8 +114,8 @@ def test_the_script_asks_nothing_of_the_network_and_holds_every_module():
 @pytest.mark.slow
 @pytest.mark.parametrize("task", live.TASKS)
 def test_the_page_answers_as_the_model_in_full_precision(task, data_folder, seeded_on_one_thread):
-    # A span has many near rivals, so rounding changes more of them; of 30, one more or less weighs a lot. RTE's
-    # rows are all read: two of its 277 change sides, and a sample may hold both.
+    # A span has many near rivals, so rounding changes more of them; of 30, one more or less weighs a lot.
+    # RTE's rows are all read: two of its 277 change sides, and a sample may hold both.
     most, least = {"squad": 30, "rte": 277}.get(task, 100), 0.95 if task == "squad" else 0.99
     rows = first_rows(task, data_folder, most)
     assert agreement(task, rows, get_task(task).columns) >= least
