@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,18 +28,11 @@ def export_peft(
     title: Title = None,
 ) -> None:
     """Write an adapter as PEFT writes it: same logits, bit for bit."""
-    folder = checks.find_adapter(adapter)
-    checks.check_exportable(adapter, folder)
-    checks.check_writable(out)
+    folder = _check_export(adapter, out)
 
-    from lora_tutorial.adapters.files import load_adapter
     from lora_tutorial.adapters.peft import export_peft as export
-    from lora_tutorial.models.encoders import quiet
 
-    with quiet():
-        model: Any = load_adapter(folder)
-        export(model, out, metadata=_card(model, licence, data, data_licence, title))
-    console.print(f"PEFT adapter: {out} ({', '.join(sorted(path.name for path in out.iterdir()))})")
+    _export(export, folder, out, _said(licence, data, data_licence, title), "PEFT adapter")
 
 
 def export_merged(
@@ -52,26 +46,37 @@ def export_merged(
     title: Title = None,
 ) -> None:
     """Write the whole model with the adapter in its weights: transformers alone loads it."""
+    folder = _check_export(adapter, out)
+
+    from lora_tutorial.adapters.sharing import export_merged as export
+
+    _export(export, folder, out, _said(licence, data, data_licence, title), "Merged model")
+
+
+def _check_export(adapter: Path, out: Path) -> Path:
+    """The adapter's folder, if it can be written elsewhere and there is room to write."""
     folder = checks.find_adapter(adapter)
     checks.check_exportable(adapter, folder)
     checks.check_writable(out)
+    return folder
 
+
+def _export(export: Callable[..., Path], folder: Path, out: Path, said: dict[str, str], what: str) -> None:
     from lora_tutorial.adapters.files import load_adapter
-    from lora_tutorial.adapters.sharing import export_merged as export
     from lora_tutorial.models.encoders import quiet
 
     with quiet():
         model: Any = load_adapter(folder)
-        export(model, out, metadata=_card(model, licence, data, data_licence, title))
-    console.print(f"Merged model: {out} ({', '.join(sorted(path.name for path in out.iterdir()))})")
+        export(model, out, metadata=model.adapter_metadata | said)
+    console.print(f"{what}: {out} ({', '.join(sorted(path.name for path in out.iterdir()))})")
 
 
-def _card(
-    model: Any, licence: str | None, data: str | None, data_licence: str | None, title: str | None
-) -> Any:
-    """What is known of an adapter, for its card."""
+def _said(
+    licence: str | None, data: str | None, data_licence: str | None, title: str | None
+) -> dict[str, str]:
+    """What the command was told for the card."""
     said = {"licence": licence, "data": data, "data_licence": data_licence, "title": title}
-    return model.adapter_metadata | {key: value for key, value in said.items() if value is not None}
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def import_peft(

@@ -164,11 +164,7 @@ def smollm2_folder() -> Path:
     folder = smollm2_target()
     if not folder.is_dir():
         source = downloads.fetch(SMOLLM2)
-        with downloads.exclusive(folder):
-            if not folder.is_dir():
-                with files.atomic_folder(folder) as new:
-                    _convert(read_gguf(next(source.glob("*.gguf"))), new)
-                    (new / "LICENSE").write_bytes((source / "LICENSE").read_bytes())
+        downloads.make_once(folder, lambda new: _convert(source, new))
     return folder
 
 
@@ -179,7 +175,9 @@ def smollm2_target() -> Path:
     return downloads.cache_folder() / "language-models" / f"{SMOLLM2}-{digest[:12]}-v{CONVERSION}"
 
 
-def _convert(source: Gguf, target: Path) -> None:
+def _convert(folder: Path, target: Path) -> None:
+    source = read_gguf(next(folder.glob("*.gguf")))
+    (target / "LICENSE").write_bytes((folder / "LICENSE").read_bytes())
     config = llama_config(source.settings)
     save_file(llama_tensors(source, config), target / "model.safetensors", metadata={"format": "pt"})
     (target / "model.safetensors").chmod(0o644)  # save_file makes 0600, which a colleague could not read

@@ -49,10 +49,7 @@ def minilm_folder() -> Path:
     folder = target_folder()
     if not folder.is_dir():
         source = downloads.fetch("minilm")
-        with downloads.exclusive(folder):
-            if not folder.is_dir():
-                with files.atomic_folder(folder) as new:
-                    _convert(source, new)
+        downloads.make_once(folder, lambda new: _convert(source, new))
     return folder
 
 

@@ -17,7 +17,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,6 +176,15 @@ def exclusive(folder: Path) -> Iterator[None]:
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
         yield
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return ``folder``, which ``make`` fills on first use, whole or not at all; other processes wait."""
+    with exclusive(folder):
+        if not folder.is_dir():
+            with files.atomic_folder(folder) as new:
+                make(new)
+    return folder
 
 
 def _asset(name: str) -> Asset:
