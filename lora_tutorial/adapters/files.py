@@ -16,7 +16,8 @@ from lora_tutorial.lm.models import load_lm
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.merge import factor_names, lora_modules
 from lora_tutorial.lora.parameters import parameters_hash
-from lora_tutorial.lora.variants import inject_variant, variant_of
+from lora_tutorial.lora.variants import variant_of
+from lora_tutorial.quant.inject import inject_into_base
 from lora_tutorial.storage.files import atomic_folder, atomic_write_bytes, atomic_write_json, bundled_folder
 
 
@@ -230,15 +231,6 @@ def needed_names(model: nn.Module) -> set[str]:
     """What an adapter's file must hold for an adapted model: every factor, and the head of a wrapper."""
     own = dict(model.named_parameters()) if hasattr(model, "init_args") else {}
     return factor_names(model) | {name for name in own if not name.startswith("model.")}
-
-
-def inject_into_base(model: nn.Module, config: LoraConfig, variant: str = "lora") -> nn.Module:
-    """`inject_variant`, or LoRA in its 4-bit form where the base holds bitsandbytes' 4-bit layers."""
-    if variant == "lora" and any(type(module).__name__ == "Linear4bit" for module in model.modules()):
-        from lora_tutorial.quant.linear4bit import inject_lora_4bit  # imports bitsandbytes
-
-        return inject_lora_4bit(model, config)
-    return inject_variant(model, config, variant)
 
 
 def _adapt(model: nn.Module, described: dict[str, Any]) -> nn.Module:

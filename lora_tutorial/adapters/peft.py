@@ -24,7 +24,6 @@ from transformers import (
 
 from lora_tutorial.adapters import validation
 from lora_tutorial.adapters.card import model_card
-from lora_tutorial.adapters.files import inject_into_base
 from lora_tutorial.adapters.peft_layout import (
     PREFIX,
     NotExpressibleError,
@@ -40,6 +39,7 @@ from lora_tutorial.lora.merge import lora_modules
 from lora_tutorial.models.encoders import load_encoder
 from lora_tutorial.models.minilm import minilm_folder
 from lora_tutorial.models.roberta import LoraWrapperRoberta
+from lora_tutorial.quant.inject import inject_into_base
 from lora_tutorial.storage.files import atomic_folder, atomic_write_bytes, atomic_write_json
 
 TENSORS, SETTINGS = validation.PEFT_TENSORS, validation.PEFT_SETTINGS

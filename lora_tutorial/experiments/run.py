@@ -16,7 +16,6 @@ from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
 
 from lora_tutorial.adapters.files import (
     adapter_tensors,
-    inject_into_base,
     save_adapter,
     start_from_adapter,
 )
@@ -46,6 +45,7 @@ from lora_tutorial.lora.parameters import parameters_hash
 from lora_tutorial.lora.variants import VARIANTS
 from lora_tutorial.models.encoders import load_tokenizer
 from lora_tutorial.models.roberta import LoraWrapperRoberta
+from lora_tutorial.quant.inject import inject_into_base
 from lora_tutorial.training.recipes import METHODS, Recipe
 from lora_tutorial.training.records import RunRecord
 from lora_tutorial.training.trainer import seed_everything, train

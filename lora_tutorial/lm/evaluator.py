@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from lora_tutorial.data.batches import in_row_order
 from lora_tutorial.lm.batches import make_chat_loader
 from lora_tutorial.lm.chat import IGNORED, Message
 from lora_tutorial.lm.generate import Reply, generate_answers
@@ -88,7 +89,7 @@ class ResponseScorer:
 
     def __init__(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 8) -> None:
         self._loader = make_chat_loader(rows, tokenizer, batch_size, sort_by_length=True)
-        self._order = np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable")
+        self._lengths = [len(ids) for ids in rows["input_ids"]]
         self.last: ResponseLosses | None = None
 
     def __call__(self, model: nn.Module, accelerator: Any = None) -> dict[str, float]:
@@ -101,16 +102,15 @@ class ResponseScorer:
         """The loss of every row, in the rows' order; the model is left in evaluation mode."""
         model.eval()
         device = next(model.parameters()).device
-        sums, counts = np.zeros(len(self._order)), np.zeros(len(self._order), dtype=int)
-        done = 0
+        sums: list[float] = []
+        counts: list[int] = []
         for batch in tqdm(self._loader, "scoring", leave=False, disable=None):
             labels = batch.pop("labels").to(device)
             logits = model(**{name: value.to(device) for name, value in batch.items()}).logits
-            places = self._order[done : done + len(labels)]
-            sums[places] = token_losses(logits, labels).sum(1).tolist()
-            counts[places] = (labels[:, 1:] != IGNORED).sum(1).tolist()
-            done += len(labels)
-        self.last = ResponseLosses(sums.tolist(), counts.tolist())
+            sums += token_losses(logits, labels).sum(1).tolist()
+            counts += (labels[:, 1:] != IGNORED).sum(1).tolist()
+        tokens = [int(count) for count in in_row_order(counts, self._lengths)]
+        self.last = ResponseLosses(in_row_order(sums, self._lengths), tokens)
         return self.last
 
 

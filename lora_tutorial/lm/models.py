@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 from lora_tutorial.lm.gguf import Gguf, read_gguf
 from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
-from lora_tutorial.lora.variants import inject_variant
 from lora_tutorial.models.encoders import Origin, quiet
+from lora_tutorial.quant.inject import inject_into_base
 from lora_tutorial.storage import downloads, files, hub
 
 SMOLLM2 = "smollm2"
@@ -309,8 +309,4 @@ def build_lm(
         targets = tuple({"query": "q_proj", "value": "v_proj"}.get(target, target) for target in targets)
     torch.manual_seed(seed)
     config = dataclasses.replace(lora, target_modules=targets)
-    if bits:
-        from lora_tutorial.quant.linear4bit import inject_lora_4bit
-
-        return inject_lora_4bit(model, config)
-    return inject_variant(model, config, variant)
+    return inject_into_base(model, config, variant)

@@ -177,3 +177,20 @@ def test_full_trains_everything_and_four_bits_train_adapters_only(tiny_folder):
     packed = build_lm(tiny_folder, bits=4)
     kinds = {type(module).__name__ for _, module in lora_modules(packed)}
     assert kinds == {"LoraLinear4bit"}
+
+
+def test_a_base_in_four_bits_keeps_its_codes_when_it_is_scored_before_it_trains(tiny_folder, tiny):
+    model = build_lm(tiny_folder, lora=LoraConfig(r=2, target_modules=("query", "value")), bits=4)
+    codes = {name: value.clone() for name, value in model.named_parameters() if value.dtype == torch.uint8}
+    prompt = ids(tiny.tokenizer, "What is two?")
+    with torch.no_grad():
+        model.eval()(prompt)
+    model.train()(input_ids=prompt, labels=prompt).loss.backward()
+    assert codes and all(torch.equal(model.get_parameter(name), value) for name, value in codes.items())
+    first = model.model.layers[0].self_attn.q_proj.lora_B.grad
+    assert first is not None and first.abs().max() > 0
+
+
+def test_a_variant_that_has_no_form_in_four_bits_is_not_passed_over(tiny_folder):
+    with pytest.raises((TypeError, ValueError)):
+        build_lm(tiny_folder, variant="dora", bits=4)
