@@ -75,6 +75,12 @@ from .experiments.run import Result as Result
 from .experiments.run import build_model as build_model
 from .experiments.run import prepare_rows as prepare_rows
 from .experiments.run import run_experiment as run_experiment
+from .explorables.numbers import four_bits as four_bits
+from .explorables.numbers import memory_bill as memory_bill
+from .explorables.numbers import merge_rounding as merge_rounding
+from .explorables.numbers import step_memory as step_memory
+from .explorables.rank import rank_errors as rank_errors
+from .explorables.rank import rank_slider as rank_slider
 from .lora.config import ALL_LINEAR as ALL_LINEAR
 from .lora.config import LoraConfig as LoraConfig
 from .lora.fast import FastLoraLinear as FastLoraLinear
@@ -124,12 +130,6 @@ from .pages.cost_plots import own_costs as own_costs
 from .pages.cost_plots import phase_costs as phase_costs
 from .pages.cost_plots import shares as shares
 from .pages.cost_plots import step_bars as step_bars
-from .pages.explorables import four_bits as four_bits
-from .pages.explorables import memory_bill as memory_bill
-from .pages.explorables import merge_rounding as merge_rounding
-from .pages.explorables import rank_errors as rank_errors
-from .pages.explorables import rank_slider as rank_slider
-from .pages.explorables import step_memory as step_memory
 from .pages.self_check import choice as choice
 from .pages.self_check import number as number
 from .pages.source import Source as Source

@@ -95,7 +95,7 @@ def test_a_name_means_what_it_means_where_it_stands():
     assert look_up("torch.optim.optimizer.Optimizer", name).__name__ == "Optimizer"
     assert look_up("LoraLiner", name) is NOWHERE
     assert look_up("torch.nowhere.Thing", name) is NOWHERE
-    assert names_for_types("lora_tutorial.pages.explorables", "HTML") == {"IPython.display"}
+    assert names_for_types("lora_tutorial.explorables.frame", "HTML") == {"IPython.display"}
 
 
 def named_in_docstrings(module):

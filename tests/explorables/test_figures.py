@@ -7,7 +7,7 @@ import pytest
 import torch
 from browser import SIDEWAYS, audit, axe_script
 
-from lora_tutorial.pages.explorables import (
+from lora_tutorial.explorables.numbers import (
     FROZEN_BYTES,
     STATE_BYTES,
     four_bits,

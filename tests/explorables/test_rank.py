@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from lora_tutorial.pages.explorables import rank_errors, rank_slider
+from lora_tutorial.explorables.rank import rank_errors, rank_slider
 
 NUMBERS = np.random.default_rng(0)
 MATRIX = NUMBERS.normal(size=(96, 80))
