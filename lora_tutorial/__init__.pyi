@@ -81,6 +81,7 @@ from .explorables.numbers import merge_rounding as merge_rounding
 from .explorables.numbers import step_memory as step_memory
 from .explorables.rank import rank_errors as rank_errors
 from .explorables.rank import rank_slider as rank_slider
+from .explorables.weights import adapter_arithmetic as adapter_arithmetic
 from .lora.config import ALL_LINEAR as ALL_LINEAR
 from .lora.config import LoraConfig as LoraConfig
 from .lora.fast import FastLoraLinear as FastLoraLinear

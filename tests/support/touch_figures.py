@@ -1,0 +1,29 @@
+"""Every figure to touch, as a chapter would make it, and how a test calls the functions inside one."""
+
+import numpy as np
+
+from lora_tutorial import adapter_arithmetic, four_bits, memory_bill, merge_rounding
+
+NUMBERS = np.random.default_rng(0)
+WEIGHTS = NUMBERS.normal(size=64).astype(np.float32) * 0.05
+UPDATES = NUMBERS.normal(size=64).astype(np.float32)
+SIZES = {"small": 124_647_170, "large": 6_738_415_616}
+SQUARE = [[2, -1, 0, 1], [0, 1, -2, 1], [1, 0, 1, -1], [-1, 2, 0, 1]]
+FACTORS = [[1, 0, -1, 2], [0, 1, 1, 0]], [[0.5, 0], [0, 1], [-0.5, 0.5], [0, -1]]
+FIGURES = {
+    "memory_bill": memory_bill(SIZES),
+    "four_bits": four_bits(WEIGHTS, "64 weights"),
+    "merge_rounding": merge_rounding(WEIGHTS, UPDATES, "64 weights"),
+    "adapter_arithmetic": adapter_arithmetic(SQUARE, *FACTORS),
+}
+
+
+def call(page, kind, function, *arguments):
+    """What a function of a figure gives in the browser."""
+    script = f"args => document.querySelector('[data-kind={kind}]').{function}(...args)"
+    return page.evaluate(script, list(arguments))
+
+
+def said(page, kind):
+    """The sentence under a figure."""
+    return page.inner_text(f"[data-kind={kind}] output")
