@@ -75,6 +75,8 @@ from .experiments.run import Result as Result
 from .experiments.run import build_model as build_model
 from .experiments.run import prepare_rows as prepare_rows
 from .experiments.run import run_experiment as run_experiment
+from .explorables.chance import draw_seeds as draw_seeds
+from .explorables.chance import seed_gaps as seed_gaps
 from .explorables.numbers import four_bits as four_bits
 from .explorables.numbers import memory_bill as memory_bill
 from .explorables.numbers import merge_rounding as merge_rounding

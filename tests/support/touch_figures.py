@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lora_tutorial import adapter_arithmetic, four_bits, memory_bill, merge_rounding
+from lora_tutorial import adapter_arithmetic, draw_seeds, four_bits, memory_bill, merge_rounding
 
 NUMBERS = np.random.default_rng(0)
 WEIGHTS = NUMBERS.normal(size=64).astype(np.float32) * 0.05
@@ -10,11 +10,13 @@ UPDATES = NUMBERS.normal(size=64).astype(np.float32)
 SIZES = {"small": 124_647_170, "large": 6_738_415_616}
 SQUARE = [[2, -1, 0, 1], [0, 1, -2, 1], [1, 0, 1, -1], [-1, 2, 0, 1]]
 FACTORS = [[1, 0, -1, 2], [0, 1, 1, 0]], [[0.5, 0], [0, 1], [-0.5, 0.5], [0, -1]]
+MEASURED = {"a task": ([52.3, 52.0, 49.1], 277), "another": ([80.1, 80.3, 80.2], None)}
 FIGURES = {
     "memory_bill": memory_bill(SIZES),
     "four_bits": four_bits(WEIGHTS, "64 weights"),
     "merge_rounding": merge_rounding(WEIGHTS, UPDATES, "64 weights"),
     "adapter_arithmetic": adapter_arithmetic(SQUARE, *FACTORS),
+    "draw_seeds": draw_seeds(MEASURED),
 }
 
 
