@@ -81,6 +81,8 @@ from .explorables.numbers import four_bits as four_bits
 from .explorables.numbers import memory_bill as memory_bill
 from .explorables.numbers import merge_rounding as merge_rounding
 from .explorables.numbers import step_memory as step_memory
+from .explorables.orders import order_flops as order_flops
+from .explorables.orders import product_orders as product_orders
 from .explorables.rank import rank_errors as rank_errors
 from .explorables.rank import rank_slider as rank_slider
 from .explorables.weights import adapter_arithmetic as adapter_arithmetic

@@ -72,6 +72,21 @@ def materialised_flops(tokens: int, n_in: int, n_out: int, r: int, passes: bool)
     return linear_flops(tokens, n_in, n_out, True, passes) + Flops(delta, 2 * delta)
 
 
+def fast_flops(tokens: int, n_in: int, n_out: int, r: int, forward: bool, backward: bool) -> Flops:
+    """An adapted layer as `FastLoraLinear` computes it, which forms W + s B A in the passes that say so.
+
+    A pass that forms the sum multiplies by it once and throws it away; one that does not adds a thin product
+    to each token's output or gradient. A's and B's gradients come from thin products either way. The layer
+    passes a gradient on.
+    """
+    product, by_A, by_B = (2 * tokens * size for size in (n_in * n_out, r * n_in, r * n_out))
+    delta = 2 * r * n_in * n_out
+    return Flops(
+        product + by_A + (delta if forward else by_B),
+        product + by_B + (delta if backward else by_A) + by_A + by_B,
+    )
+
+
 def attention_flops(size: EncoderSize, batch: int, length: int) -> Flops:
     """Scores and mixtures: two products forward; backward four, and the scores once more."""
     product = 2 * batch * length * length * size.hidden * size.layers

@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from lora_tutorial import adapter_arithmetic, draw_seeds, four_bits, memory_bill, merge_rounding
+from lora_tutorial import (
+    adapter_arithmetic,
+    draw_seeds,
+    four_bits,
+    memory_bill,
+    merge_rounding,
+    product_orders,
+)
 
 NUMBERS = np.random.default_rng(0)
 WEIGHTS = NUMBERS.normal(size=64).astype(np.float32) * 0.05
@@ -17,6 +24,7 @@ FIGURES = {
     "merge_rounding": merge_rounding(WEIGHTS, UPDATES, "64 weights"),
     "adapter_arithmetic": adapter_arithmetic(SQUARE, *FACTORS),
     "draw_seeds": draw_seeds(MEASURED),
+    "product_orders": product_orders(),
 }
 
 
