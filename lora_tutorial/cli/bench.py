@@ -9,7 +9,7 @@ import typer
 
 from lora_tutorial.cli import checks
 from lora_tutorial.cli.screen import say
-from lora_tutorial.experiments.grid import Arm, Grid, Search, parse_list, read_grid
+from lora_tutorial.experiments.grid import Arm, Grid, Search, parse_list, read_engine, read_grid
 
 #: Options of which a grid file says the same.
 OF_THE_FILE = ("methods", "seeds", "encoder", "source", "recipe", "epochs", "max_examples",
@@ -40,6 +40,13 @@ def bench(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
     work: Annotated[Path | None, typer.Option(help="For checkpoints and trained weights.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Run by submitit: local:N (N processes here) or slurm, with settings as in "
+            "slurm:partition=gpu,timeout_min=600."
+        ),
+    ] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
     log_with: Annotated[list[str] | None, typer.Option(help="A tracker of accelerate.")] = None,
 ) -> None:
@@ -61,6 +68,8 @@ def bench(
         names, numbers = parse_list("tasks", tasks or "", str), parse_list("seeds", seeds, int)
         search = Search() if sweep else None
         chosen, name = Grid(names, arms, numbers, encoder, source, recipe, changes, search), "bench"
+    if engine is not None:
+        read_engine(engine)
     checks.check_trackers(log_with or ())
     checks.check_encoder(chosen.encoder)
     for task in chosen.tasks:
@@ -72,7 +81,7 @@ def bench(
     records = out or Path("benchmarks/results") / name
     options = {"checkpoint_every": checkpoint_every, "log_with": log_with or ()}
     with quiet():
-        done = run_grid(chosen, records, work or Path("runs") / name, say, **options)
+        done = run_grid(chosen, records, work or Path("runs") / name, say, engine, **options)
     # a search learns from a rate that diverges
     failed = sum(r.status == "failed" and not (chosen.search and diverged(r)) for r in done)
     say(f"{len(done) - failed} finished, {failed} failed. Records: {records}")

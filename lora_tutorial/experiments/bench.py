@@ -1,4 +1,8 @@
-"""Run a grid: one record a run, finished runs skipped, killed ones resumed, broken ones recorded."""
+"""Run a grid: one record a run, finished runs skipped, killed ones resumed, broken ones recorded.
+
+The runs are carried out in this process, or by submitit as jobs of this machine or of a Slurm cluster. Either
+way a grid's whole state is its files: records, checkpoints, and a lock for each run.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import gc
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,12 +25,15 @@ from lora_tutorial.experiments.baselines import linear_probe
 from lora_tutorial.experiments.evaluate import Evaluation, prompt
 from lora_tutorial.experiments.grid import (
     PROBE,
+    Engine,
     Grid,
     Job,
     Records,
     best_rate,
     plan,
+    read_engine,
     search_scores,
+    time_to_go,
 )
 from lora_tutorial.experiments.inputs import Prepared, make_loaders
 from lora_tutorial.experiments.run import (
@@ -40,14 +48,22 @@ from lora_tutorial.experiments.run import (
 from lora_tutorial.lm.evaluator import ResponseScorer
 from lora_tutorial.lm.models import LanguageModel, load_lm
 from lora_tutorial.lora.variants import VARIANTS
-from lora_tutorial.models.encoders import Encoder, load_encoder
-from lora_tutorial.storage.files import FolderInUseError, atomic_write_bytes, folder_lock, sha256_of
+from lora_tutorial.models.encoders import Encoder, load_encoder, quiet
+from lora_tutorial.storage.files import (
+    FolderInUseError,
+    atomic_write_bytes,
+    folder_lock,
+    lock_file,
+    sha256_of,
+)
 from lora_tutorial.training.records import STEP_SERIES, RunRecord, describe_hardware, load_record
 from lora_tutorial.training.setup import check_identity, check_trackers
 
 #: How a run says that its learning rate was too high; a search takes it as the lowest score.
 DIVERGED = "NonFiniteLossError"
 WAIT = 5.0  # seconds between looks at the records of another process
+LOOK = 1.0  # seconds between looks at jobs of our own
+TRIES = 3  # workers that a run may lose before it counts as failed
 
 
 class Bench:
@@ -101,6 +117,25 @@ class Bench:
         if not (self.folder / f"{job.name}.json").exists() or found is None:
             return None
         return found if found.status == "finished" or diverged(found) else None
+
+    def step(self, todo: Sequence[Job]) -> list[tuple[Job, RunRecord]]:
+        """Run the first of these jobs that no other process has; nothing if others have them all."""
+        for job in todo:
+            if (record := self.take(job)) is not None:
+                return [(job, record)]
+        return []
+
+    def take(self, job: Job) -> RunRecord | None:
+        """The record of a job, which is run if need be; ``None`` while another process has it."""
+        try:
+            with folder_lock(self.lock_of(job), job.name):
+                return self.find(job) or self.run(job)
+        except FolderInUseError:
+            return None
+
+    def lock_of(self, job: Job) -> Path:
+        """What a process holds while a job is its own."""
+        return self.work / f"{job.name}.lock"
 
     def run(self, job: Job) -> RunRecord:
         """Run one job to its end or to its failure, and store its record."""
@@ -181,8 +216,123 @@ class Bench:
         return extra, metric.main_score
 
 
+class Worker:
+    """Carries out one run where submitit starts it. It is pickled, so it holds what a `Bench` is made of."""
+
+    def __init__(self, bench: Bench, options: Mapping[str, Any], threads: int | None) -> None:
+        self.parts = (bench.grid, bench.folder, bench.work, {**options, "progress": False})
+        self.threads = threads
+
+    def __call__(self, job: Job) -> RunRecord | None:
+        """The job's record; ``None`` where another process has the job."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        with quiet():
+            return Bench(*self.parts).take(job)
+
+    def __submitit_checkpoint__(self, job: Job) -> Any:
+        """What submitit queues again when Slurm takes the machine away: the run goes on where it was."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, job)
+
+
+class Workers:
+    """A grid's runs as jobs of submitit, which starts and watches them. `step` is that of `Bench`.
+
+    On this machine a job is a process, and at most ``engine.workers`` run at a time. On Slurm all are
+    queued at once, and Slurm decides. Jobs outlive the process that submitted them; another one that takes
+    the grid up waits for the runs they hold.
+    """
+
+    def __init__(
+        self, bench: Bench, engine: Engine, options: Mapping[str, Any], say: Callable[[str], None]
+    ) -> None:
+        import submitit
+
+        self.bench, self.engine, self.say = bench, engine, say
+        self.gpus = 0 if options.get("cpu") or engine.kind != "local" else torch.cuda.device_count()
+        # the same number of threads adds in the same order, and so leaves the same record
+        threads = torch.get_num_threads() if engine.kind == "local" else None
+        self.worker = Worker(bench, options, threads)
+        self.running: dict[str, tuple[Job, submitit.Job]] = {}
+        self.lost: Counter[str] = Counter()
+        logs, limit = bench.work / "jobs", {"timeout_min": engine.settings.get("timeout_min", 24 * 60)}
+        self.executor: submitit.Executor
+        if engine.kind == "local":
+            self.executor = submitit.LocalExecutor(logs)
+        else:
+            self.executor = submitit.AutoExecutor(logs, cluster="slurm")
+        self.executor.update_parameters(**{**engine.settings, **limit})
+
+    def step(self, todo: Sequence[Job]) -> list[tuple[Job, RunRecord]]:
+        """Collect the jobs that have ended, then submit as many as there is room for."""
+        ended = []
+        for job, handle in list(self.running.values()):
+            if handle.done():
+                del self.running[job.name]
+                if (record := self._outcome(job, handle)) is not None:
+                    ended.append((job, record))
+        told, others = {job.name for job, _ in ended}, 0
+        for job in todo:
+            if job.name in self.running or job.name in told:
+                continue
+            if _is_held(self.bench.lock_of(job)):
+                others += 1  # by a worker whose controller was stopped, or by another command
+            elif (found := self.bench.find(job)) is not None:
+                ended.append((job, found))
+            elif self.engine.workers is None or len(self.running) + others < self.engine.workers:
+                self.running[job.name] = job, self._submit(job)
+        return ended
+
+    def _submit(self, job: Job) -> Any:
+        if self.gpus:  # submitit shows a local job no GPU unless told: one each, in turn
+            shown = len(self.running) % self.gpus
+            self.executor.update_parameters(gpus_per_node=1, visible_gpus=(shown,))
+        return self.executor.submit(self.worker, job)
+
+    def _outcome(self, job: Job, handle: Any) -> RunRecord | None:
+        """The record that a job returned; ``None`` where it is to be submitted again."""
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        try:
+            return handle.result()
+        except UncompletedJobError as error:  # it was killed, or raised before the run began
+            self.lost[job.name] += 1
+            reason = "killed, or out of memory"
+            if isinstance(error, FailedJobError):  # the traceback's last line
+                reason = [line.strip() for line in str(error).splitlines() if line.strip("- ")][-1]
+        again = self.lost[job.name] < TRIES
+        next_ = "it goes on from its last checkpoint" if again else "it counts as failed"
+        self.say(
+            f"{job.name}: worker {self.lost[job.name]} of {TRIES} is lost, {next_} ({handle.paths.stderr})"
+        )
+        if again:
+            return None
+        record = self.bench.expected(job)
+        record.status, record.error = "failed", f"WorkerLost: {TRIES} times, at last: {reason}"
+        record.save(self.bench.folder / f"{job.name}.json")
+        return record
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder; the file of one that was killed says nothing."""
+    if not lock_file(folder.resolve()).exists():
+        return False
+    try:
+        with folder_lock(folder):
+            return False
+    except FolderInUseError:
+        return True
+
+
 def run_grid(
-    grid: Grid, folder: Path, work: Path, say: Callable[[str], None] = print, **options: Any
+    grid: Grid,
+    folder: Path,
+    work: Path,
+    say: Callable[[str], None] = print,
+    engine: str | None = None,
+    **options: Any,
 ) -> list[RunRecord]:
     """Run what is not there yet, and return the record of every run.
 
@@ -200,6 +350,9 @@ def run_grid(
         For checkpoints, trackers' files and trained weights: one folder a run.
     say
         Gets a line for each run.
+    engine
+        Who carries the runs out: ``None`` this process, one after another; ``"local:4"`` four processes of
+        this machine, ``"slurm"`` a cluster (see `read_engine`). The records are the same.
     **options
         Passed on to ``train``: ``progress``, ``checkpoint_every``, ``log_with``, ``cpu``; and ``keep_steps``,
         whether records keep loss, rate and gradient norm of every step.
@@ -212,7 +365,12 @@ def run_grid(
         If data or encoder cannot be had.
     """
     check_trackers(options.get("log_with", ()))
-    bench = Bench(grid, Path(folder), Path(work), options)
+    chosen = read_engine(engine) if engine is not None else None
+    # a worker may begin in another folder
+    folder, work = (
+        (Path(folder), Path(work)) if chosen is None else (Path(folder).resolve(), Path(work).resolve())
+    )
+    bench = Bench(grid, folder, work, options)
     records: dict[str, RunRecord | None] = {}
     tried: set[str] = set()
 
@@ -231,29 +389,20 @@ def run_grid(
     here = {name for name, record in records.items() if record is not None}
     for number, name in enumerate(sorted(here), start=1):
         say(f"[{number}] {name}: here already, {_told(records[name])}")
+    by = bench if chosen is None else Workers(bench, chosen, options, say)
     while todo := [job for job in jobs() if records.get(job.name) is None and job.name not in tried]:
-        if not any(_run_if_free(bench, job, records, tried, say) for job in todo):
-            time.sleep(WAIT)  # another process has them all
+        ended = by.step(todo)
+        for job, made in ended:
+            records[job.name] = made
+            if made.status != "finished":
+                tried.add(job.name)
+            left = time_to_go(plan(grid, bench.work, records), records)
+            say(f"{job.name}: {_told(made)}{f'; {left / 60:.0f} min to go' if left else ''}")
+        if not ended:
+            time.sleep(WAIT if chosen is None else LOOK)  # others have them all
     _say_rates(grid, bench, records, say)
     planned = plan(grid, bench.work, records)
     return [record for job in planned if (record := records.get(job.name)) is not None]
-
-
-def _run_if_free(
-    bench: Bench, job: Job, records: dict[str, RunRecord | None], tried: set[str], say: Callable[[str], None]
-) -> bool:
-    """Run a job unless another process has it; whether it was run here."""
-    try:
-        with folder_lock(bench.work / f"{job.name}.lock", job.name):
-            found = bench.find(job)
-            record = records[job.name] = found or bench.run(job)
-    except FolderInUseError:
-        return False
-    if record.status != "finished":
-        tried.add(job.name)
-    left = time_to_go(plan(bench.grid, bench.work, records), records)
-    say(f"{job.name}: {_told(record)}{f'; {left / 60:.0f} min to go' if left else ''}")
-    return True
 
 
 def diverged(record: RunRecord) -> bool:
@@ -295,28 +444,3 @@ def _count_memory_anew() -> None:
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: resets the peak resident set
-
-
-def time_to_go(jobs: Iterable[Job], records: Records) -> float | None:
-    """Seconds for the jobs without a record, or ``None`` while nothing has finished.
-
-    Each is taken to last as long as the mean run of its task and arm, else of its arm, else of all. A search
-    may still call for more.
-    """
-    jobs = list(jobs)
-    times: dict[tuple[str | None, str | None], list[float]] = {}
-    for job in jobs:
-        record = records.get(job.name)
-        if record is not None and record.wall_seconds:
-            task, arm = job.experiment.task, job.arm.name
-            for key in ((task, arm), (None, arm), (None, None)):
-                times.setdefault(key, []).append(record.wall_seconds)
-    if not times:
-        return None
-    total = 0.0
-    for job in jobs:
-        if records.get(job.name) is None:
-            task, arm = job.experiment.task, job.arm.name
-            known = next(times[k] for k in ((task, arm), (None, arm), (None, None)) if k in times)
-            total += sum(known) / len(known)
-    return total

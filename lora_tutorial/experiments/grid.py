@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,8 @@ RATES = {
 }
 PROBE = "probe"  # the arm that trains nothing: a linear probe on the frozen encoder
 Records = Mapping[str, RunRecord | None]
+#: Parameters that submitit has for every kind of cluster; those of Slurm alone are prefixed.
+SHARED = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,53 @@ def parse_list(name: str, text: str, kind: type) -> tuple[Any, ...]:
         raise ValueError(f"{name}={text!r}: give {kind.__name__} values with commas between.") from None
 
 
+class Engine(NamedTuple):
+    """Who carries a grid's runs out: the kind, how many at a time (``None``: the kind decides), settings."""
+
+    kind: str
+    workers: int | None = None
+    settings: Mapping[str, Any] = {}
+
+
+def read_engine(text: str) -> Engine:
+    """Read ``"local:4"``, ``"slurm"``, or ``"slurm:partition=gpu,timeout_min=600,gpus_per_node=1"``.
+
+    What follows ``slurm:`` are parameters of submitit's executor, as in its documentation; without
+    ``timeout_min`` a job has a day.
+
+    Raises
+    ------
+    ValueError
+        For another engine, or a setting that cannot be read.
+    RuntimeError
+        If submitit is not installed, or this machine cannot submit to Slurm.
+    """
+    kind, _, rest = text.strip().partition(":")
+    if kind not in ("local", "slurm"):
+        raise ValueError(f"--engine {text} is unknown; give local:N (N processes of this machine) or slurm.")
+    if kind == "local" and not (rest.isascii() and rest.isdecimal() and int(rest)):
+        raise ValueError(f"--engine {text}: after local: give how many runs go on at a time, as in local:4.")
+    settings: dict[str, Any] = {}
+    for part in filter(None, rest.split(",") if kind == "slurm" else ()):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise ValueError(
+                f"--engine {text}: {part!r} is no setting; write name=value, as in partition=gpu."
+            )
+        shared = name in SHARED or name.startswith("slurm_")
+        settings[name if shared else f"slurm_{name}"] = int(value) if value.isdecimal() else value
+    if find_spec("submitit") is None:
+        raise RuntimeError(
+            "--engine needs submitit, which is not installed: pip install 'lora-tutorial[cluster]'."
+        )
+    if kind == "slurm" and shutil.which("sbatch") is None:
+        raise RuntimeError(
+            "--engine slurm needs sbatch, and this machine has none: give the command on a cluster's login "
+            "node, or take local:N."
+        )
+    return Engine(kind, int(rest) if kind == "local" else None, settings)
+
+
 def plan(grid: Grid, work: Path, records: Records) -> list[Job]:
     """Every run that the records so far call for, in order; a search's next runs follow from its last.
 
@@ -318,6 +369,31 @@ def best_rate(scores: Mapping[float, float]) -> float | None:
     if not scores or max(scores.values()) == float("-inf"):
         return None
     return min(scores, key=lambda rate: (-scores[rate], rate))
+
+
+def time_to_go(jobs: Iterable[Job], records: Records) -> float | None:
+    """Seconds for the jobs without a record, or ``None`` while nothing has finished.
+
+    Each is taken to last as long as the mean run of its task and arm, else of its arm, else of all. A search
+    may still call for more.
+    """
+    jobs = list(jobs)
+    times: dict[tuple[str | None, str | None], list[float]] = {}
+    for job in jobs:
+        record = records.get(job.name)
+        if record is not None and record.wall_seconds:
+            task, arm = job.experiment.task, job.arm.name
+            for key in ((task, arm), (None, arm), (None, None)):
+                times.setdefault(key, []).append(record.wall_seconds)
+    if not times:
+        return None
+    total = 0.0
+    for job in jobs:
+        if records.get(job.name) is None:
+            task, arm = job.experiment.task, job.arm.name
+            known = next(times[k] for k in ((task, arm), (None, arm), (None, None)) if k in times)
+            total += sum(known) / len(known)
+    return total
 
 
 def _job(

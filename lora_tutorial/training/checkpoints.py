@@ -26,6 +26,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from lora_tutorial.storage.files import atomic_folder, atomic_write_json, sha256_of
+from lora_tutorial.training.processes import shared_like, whole
 
 FORMAT = 1
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -160,8 +161,8 @@ def _state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def model_tensors(model: nn.Module, part: str = "model") -> dict[str, Tensor]:
-    """Tensors ``<part>.<name>`` of the trainable parameters and persistent buffers."""
-    return {f"{part}.{name}": value for name, value in _state_of(model).items()}
+    """Tensors ``<part>.<name>`` of the trainable parameters and persistent buffers, whole even if sharded."""
+    return {f"{part}.{name}": whole(value) for name, value in _state_of(model).items()}
 
 
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], part: str = "model") -> None:
@@ -182,7 +183,7 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], part: str = "
             if value.shape != given[name].shape:
                 shapes = f"{tuple(given[name].shape)}, the model's {tuple(value.shape)}"
                 raise ValueError(f"The checkpoint's {name} is of shape {shapes}.")
-            value.copy_(given[name])
+            value.copy_(shared_like(given[name], value))
 
 
 def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -194,7 +195,11 @@ def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Tensors ``optimizer.<parameter>|<key>``: AdamW's step, exp_avg and exp_avg_sq."""
     names, state = _named(model, optimizer), optimizer.state_dict()["state"]
-    return {f"optimizer.{names[i]}|{key}": value for i, item in state.items() for key, value in item.items()}
+    return {
+        f"optimizer.{names[i]}|{key}": whole(value)
+        for i, item in state.items()
+        for key, value in item.items()
+    }
 
 
 def restore_optimizer(
@@ -202,9 +207,12 @@ def restore_optimizer(
 ) -> None:
     """Put the tensors of :func:`optimizer_tensors` back; the learning rates are the scheduler's."""
     index = {name: i for i, name in enumerate(_named(model, optimizer))}
+    parameters = dict(model.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in _part(tensors, "optimizer.").items():
         parameter, _, key = name.rpartition("|")
+        like = parameters[parameter]
+        value = shared_like(value, like) if value.shape == like.shape else value  # the count of steps is not
         state.setdefault(index[parameter], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -272,6 +280,7 @@ def restore_run(
     """Put back what `run_state` took, but for this process's generators, which are returned.
 
     Give those to `restore_random` right before the next batch is drawn: preparing the loader draws as well.
+    A process that was not there when the checkpoint was written goes on with its own.
     """
     restore_model(model, saved.tensors)
     restore_optimizer(model, optimizer, saved.tensors)
@@ -281,6 +290,8 @@ def restore_run(
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(saved.values["scaler"])
     process = accelerator.process_index
+    if process >= len(saved.values["random"]):
+        return random_state()
     return _part(saved.tensors, f"random.{process}."), saved.values["random"][process]
 
 

@@ -192,6 +192,9 @@ class RunOptions:
         Trackers of accelerate, such as ``["tensorboard"]``; files go to ``output_dir/logs``.
     cpu
         Stay on the CPU even where there is a GPU.
+    shard
+        Share every parameter out over the processes of the run (FSDP2) where there are several, so that none
+        holds the whole model while it trains; without it each has a copy (DDP). Not for quantised bases.
 
     Raises
     ------
@@ -207,6 +210,7 @@ class RunOptions:
     checkpoint_every: int | None = None
     log_with: Sequence[str] = ()
     cpu: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         every = self.checkpoint_every

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 
 from lora_tutorial.lora.parameters import parameters_hash
 from lora_tutorial.training.recipes import Recipe, RunOptions, with_defaults
-from lora_tutorial.training.records import RunRecord
+from lora_tutorial.training.records import RunRecord, describe_hardware
 
 
 def stream_seed(seed: int, purpose: str) -> int:
@@ -173,7 +173,9 @@ def check_identity(theirs: RunRecord, ours: RunRecord, where: Path) -> None:
 
 def _identity(record: RunRecord) -> dict[str, Any]:
     recipe = with_defaults(record.recipe)
-    return _flat({"recipe": recipe, "config": record.config, "seed": record.seed} | record.identity)
+    # any number of processes learns the same, and may go on with what another number began
+    identity = {key: value for key, value in record.identity.items() if key != "processes"}
+    return _flat({"recipe": recipe, "config": record.config, "seed": record.seed} | identity)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -208,6 +210,32 @@ def make_accelerator(recipe: Recipe, seed: int, folder: Path | None, options: Ru
         # accelerate trains in full precision there, and the record would say otherwise
         raise ValueError('mixed_precision="fp16" needs a GPU: on the CPU use "bf16" or "no".')
     return accelerator
+
+
+def new_record(
+    model: nn.Module,
+    accelerator: Accelerator,
+    recipe: Recipe,
+    seed: int,
+    config: Mapping[str, Any] | None,
+    data: Mapping[str, int],
+) -> RunRecord:
+    """The record of a run that is about to begin; ``data`` counts its examples and its steps in an epoch."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    processes = accelerator.num_processes
+    return RunRecord(
+        config=dict(config or {}),
+        recipe=recipe.to_dict(),
+        seed=seed,
+        identity={**data, "processes": processes, **model_identity(model)},
+        trainable_parameters=sum(value.numel() for value in trainable(model)),
+        total_parameters=sum(value.numel() for value in model.parameters()),
+        device=str(device),
+        processes=processes,
+        mixed_precision=recipe.mixed_precision,
+        hardware=describe_hardware(torch.get_num_threads(), name),
+    )
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from lora_tutorial.storage.files import FolderInUseError, folder_lock
 from lora_tutorial.training import checkpoints, setup
+from lora_tutorial.training.processes import Sharded, token_weight, whole
 from lora_tutorial.training.recipes import Recipe, RunOptions
-from lora_tutorial.training.records import RunRecord, describe_hardware, read_back
+from lora_tutorial.training.records import RunRecord, read_back
 
 
 class NonFiniteLossError(RuntimeError):
@@ -97,12 +98,14 @@ def train(
 
     Run the same script under ``torchrun`` or ``accelerate launch`` to spread it over processes: each global
     batch is split between them. A last batch that is too small to split is filled up from the epoch's
-    beginning; pass ``drop_last=True`` to the loader for the same steps on any number of processes.
+    beginning; pass ``drop_last=True`` to the loader for the same steps on any number of processes. Another
+    number of processes may resume a run than began it.
 
     Parameters
     ----------
     model
-        ``forward(**batch)`` returns ``loss`` and ``logits``. It is left on the device and in eval mode.
+        ``forward(**batch)`` returns ``loss`` and ``logits``. It is left on the device (on the CPU, if the run
+        was sharded) and in eval mode.
     train_loader
         Its batch size is ``recipe.batch_size``. ``shuffle=True`` is drawn anew each epoch, from ``seed`` and
         the epoch alone. Another random sampler must have ``set_epoch``. Neither data set nor collator may
@@ -118,7 +121,7 @@ def train(
         Decides the order of the data and dropout. Call :func:`seed_everything` before making the model.
     **options
         Fields of `RunOptions`: ``config``, ``scorer``, ``resume``, ``progress``, ``checkpoint_every``,
-        ``log_with``, ``cpu``.
+        ``log_with``, ``cpu``, ``shard``.
 
     Returns
     -------
@@ -188,15 +191,21 @@ class Trainer:
             optimizer, lambda step: recipe.factor(step, self.total_steps)
         )
         self._own_forward = "forward" in vars(model)
+        self.sharded: Sharded | None = None
+        if options.shard and self.accelerator.num_processes > 1:
+            self.sharded = Sharded(model, self.accelerator)
+        record = self._new_record() if self.sharded else None  # while the model's weights can be read
         self.wrapped, self.optimizer, self.scheduler, self.train_loader = self.accelerator.prepare(
             model, optimizer, scheduler, train_loader
         )
+        if self.sharded:
+            self.sharded.free()
         self.scorer, self.main_score = options.scorer, getattr(options.scorer or metric, "main_score", None)
         if self.scorer is None and eval_loader is not None:
             held_out = self.accelerator.prepare(eval_loader)
             self.scorer = lambda model, accelerator: evaluate_model(model, held_out, metric, accelerator)
 
-        self.step, self.record = 0, self._new_record()
+        self.step, self.record = 0, record or self._new_record()
         self.last_checkpoint: Path | None = None
         self._begun, self._started, self._earlier = False, 0.0, 0.0
         self.best_weights: dict[str, Tensor] = {}  # of the best epoch so far, where the recipe keeps them
@@ -217,6 +226,8 @@ class Trainer:
                     yield bar
                 if self.best_weights:
                     checkpoints.restore_model(self.model, self.best_weights, "best")
+                if self.sharded:
+                    self.sharded.restore()
             except Exception as error:
                 self._fail(error)
                 raise
@@ -270,30 +281,15 @@ class Trainer:
         self._generators = checkpoints.restore_run(saved, *parts)
         self.best_weights = {name: value for name, value in saved.tensors.items() if name.startswith("best.")}
         self.step, self.last_checkpoint = saved.step, saved.folder
+        record.processes = self.accelerator.num_processes
         if stored is not None and stored.status == record.status == "finished":
             return stored, True  # it may have been added to since
         return record, False
 
     def _new_record(self) -> RunRecord:
-        accelerator, trained = self.accelerator, setup.trainable(self.model)
-        name = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else None
-        return RunRecord(
-            config=dict(self.options.config or {}),
-            recipe=self.recipe.to_dict(),
-            seed=self.seed,
-            identity={
-                "examples": self.examples,
-                "steps_per_epoch": self.steps_per_epoch,
-                "processes": accelerator.num_processes,
-                **setup.model_identity(self.model),
-            },
-            trainable_parameters=sum(value.numel() for value in trained),
-            total_parameters=sum(value.numel() for value in self.model.parameters()),
-            device=str(accelerator.device),
-            processes=accelerator.num_processes,
-            mixed_precision=self.recipe.mixed_precision,
-            hardware=describe_hardware(torch.get_num_threads(), name),
-        )
+        data = {"examples": self.examples, "steps_per_epoch": self.steps_per_epoch}
+        config = self.options.config
+        return setup.new_record(self.model, self.accelerator, self.recipe, self.seed, config, data)
 
     def _fail(self, error: Exception) -> None:
         """Put the reason in the record on disk; after Ctrl-C or a kill it still says ``running``."""
@@ -313,6 +309,8 @@ class Trainer:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.free_memory()
+        if self.sharded:
+            self.sharded.close()
 
     # ---- the loop's parts --------------------------------------------------------------------------------
 
@@ -352,13 +350,14 @@ class Trainer:
             raise ValueError(
                 "The model returned no loss: the batches need labels (or start and end positions)."
             )
+        loss = loss * token_weight(batch, self.accelerator)
         value = self.accelerator.reduce(loss.detach().float(), "mean").item()
         if not math.isfinite(value):
             raise self._stopped(f"The loss is {value}")
         self.accelerator.backward(loss)
         # An infinite limit clips nothing and still returns the norm.
         limit, trained = self.recipe.max_grad_norm or math.inf, setup.trainable(self.model)
-        norm = float(self.accelerator.clip_grad_norm_(trained, limit))
+        norm = float(whole(self.accelerator.clip_grad_norm_(trained, limit)))
         overflow = not math.isfinite(norm)  # in fp16 the scaler skips such a step and lowers its scale
         if overflow and self.accelerator.scaler is None:
             raise self._stopped(f"The norm of the gradient is {norm}")
@@ -419,6 +418,8 @@ class Trainer:
             return {}
         generators = checkpoints.random_state()
         scores = dict(broadcast_object_list([self.scorer(self.model, self.accelerator)])[0])
+        if self.sharded:
+            self.sharded.reshard()
         checkpoints.restore_random(*generators)
         setup.check_scores(scores, self.recipe, self.step)
         if scores:

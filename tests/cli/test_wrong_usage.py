@@ -91,6 +91,19 @@ CASES = {
         "--max-examples has no effect beside --grid: grid.toml says what is run",
     ),
     "seeds that are no numbers": (["bench", "--tasks", "cola", "--seeds", "0,x"], "seeds='0,x'"),
+    "unknown engine": (
+        ["bench", "--tasks", "cola", "--engine", "pbs"],
+        "--engine pbs is unknown; give local:N",
+    ),
+    "no number of workers": (
+        ["bench", "--tasks", "cola", "--engine", "local:x"],
+        "after local: give how many",
+    ),
+    "no worker": (["bench", "--tasks", "cola", "--engine", "local:0"], "as in local:4"),
+    "half a setting": (
+        ["bench", "--tasks", "cola", "--engine", "slurm:partition"],
+        "'partition' is no setting; write name=value",
+    ),
     "unknown method to compare": (["bench", "--tasks", "cola", "--methods", "lroa"], "method must be one of"),
     "params of nothing": (["params", "roberta-huge"], "'roberta-huge'"),
     "params of too large a rank": (

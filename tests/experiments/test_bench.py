@@ -16,8 +16,8 @@ from lora_tutorial import load_adapter
 from lora_tutorial.cli.main import app
 from lora_tutorial.data.sources import load_task
 from lora_tutorial.experiments import bench, run
-from lora_tutorial.experiments.bench import diverged, run_grid, time_to_go
-from lora_tutorial.experiments.grid import Arm, Search, read_grid
+from lora_tutorial.experiments.bench import diverged, run_grid
+from lora_tutorial.experiments.grid import Arm, Search, read_grid, time_to_go
 from lora_tutorial.experiments.grid import plan as planned
 from lora_tutorial.experiments.run import TRAINED, encoder_hash
 from lora_tutorial.lora.config import LoraConfig
