@@ -86,6 +86,7 @@ from .explorables.orders import product_orders as product_orders
 from .explorables.rank import rank_errors as rank_errors
 from .explorables.rank import rank_slider as rank_slider
 from .explorables.weights import adapter_arithmetic as adapter_arithmetic
+from .explorables.weights import variant_ellipses as variant_ellipses
 from .lora.config import ALL_LINEAR as ALL_LINEAR
 from .lora.config import LoraConfig as LoraConfig
 from .lora.fast import FastLoraLinear as FastLoraLinear

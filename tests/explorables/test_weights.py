@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from touch_figures import FACTORS, SQUARE, call, said
+from touch_figures import DIRECTION, FACTORS, SQUARE, TWO, call, said
 
-from lora_tutorial import LoraConfig, LoraLinear, adapter_arithmetic
+from lora_tutorial import (
+    VARIANTS,
+    LoraConfig,
+    LoraLinear,
+    PissaLinear,
+    adapter_arithmetic,
+    inject_variant,
+    variant_ellipses,
+)
 
 
 def layer_of(W, A, B, alpha):
@@ -79,3 +87,80 @@ def test_factors_that_do_not_fit_are_refused(change, message):
     given = {"W": SQUARE, "A": FACTORS[0], "B": FACTORS[1]} | change
     with pytest.raises(ValueError, match=message):
         adapter_arithmetic(**given)
+
+
+def adapted(variant, alpha, r, moved):
+    """What the package makes of the two by two weight, as the corner of a layer that can have this rank.
+
+    One of the layer's r directions lies in the corner. For PiSSA the rest of the layer has r - 1 singular
+    values between the corner's two, and smaller ones, so that its adapter takes the corner's first.
+    """
+    corner, side = torch.tensor(TWO, dtype=torch.float64), 2 * r + 2
+    first, second = torch.linalg.svdvals(corner).tolist()
+    others = torch.full((side - 2,), second / 2, dtype=torch.float64)
+    others[: r - 1] = (first + second) / 2
+    linear = torch.nn.Linear(side, side, bias=False, dtype=torch.float64)
+    linear.weight = torch.nn.Parameter(torch.block_diag(corner, torch.diag(others)))
+    model = torch.nn.Sequential(linear)
+    layer = inject_variant(model, LoraConfig(r=r, lora_alpha=alpha, target_modules=["0"]), variant)[0]
+    with torch.no_grad():
+        mine = 0
+        if isinstance(layer, PissaLinear):
+            mine = int(layer.lora_B[:2].norm(dim=0).argmax())  # which of its directions is the corner's
+            sign = layer.lora_B[0, mine].sign()
+            layer.lora_B[:, mine] *= sign
+            layer.lora_A[mine] *= sign
+        else:
+            layer.lora_A.zero_()[0, :2] = torch.tensor(DIRECTION[0], dtype=torch.float64)
+        frozen = layer.weight[:2, :2].clone()
+        layer.lora_B[:2, mine] += torch.tensor(moved, dtype=torch.float64)
+        return layer.scaling, frozen, (layer.weight + layer.lora_delta())[:2, :2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "loraplus"])
+def test_each_variant_in_the_page_is_the_packages_layer(page, variant):
+    for alpha, r in ((4, 4), (16, 1), (3, 16)):
+        for moved in ((0, 0), (0.6, -0.45), (-1, 1)):
+            scaling, frozen, weight = adapted(variant, alpha, r, moved)
+            found = call(page, "variant_ellipses", "adapt", variant, alpha, r, moved)
+            assert found["s"] == pytest.approx(scaling)
+            np.testing.assert_allclose(found["frozen"], frozen, atol=1e-5)
+            np.testing.assert_allclose(found["weight"], weight, atol=1e-5)
+            update = (weight - torch.tensor(TWO, dtype=torch.float64)).numpy()
+            rank = np.linalg.matrix_rank(update, tol=1e-6)
+            assert call(page, "variant_ellipses", "rank", update.tolist()) == rank
+
+
+@pytest.mark.slow
+def test_the_box_around_doras_ellipse_stays_and_all_four_start_alike(page):
+    figure = "[data-kind=variant_ellipses]"
+    page.click(f"{figure} [data-do=start]")
+    assert said(page, "variant_ellipses").count("unchanged") == 4
+    page.locator(f"{figure} [data-in=b1]").fill("0.6")
+    page.locator(f"{figure} [data-in=b2]").fill("-0.5")
+    assert "DoRA update" in said(page, "variant_ellipses")
+    sides = """([kind, which]) => [...document.querySelectorAll(`[data-kind=${kind}] svg`)].map(svg => {
+      const drawn = svg.querySelector(which).getBBox();
+      return [drawn.width, drawn.height];
+    })"""
+    boxes, ellipses = (page.evaluate(sides, ["variant_ellipses", which]) for which in (".box", ".now"))
+    near = [np.allclose(box, ellipse, rtol=0.01) for box, ellipse in zip(boxes, ellipses, strict=True)]
+    assert near == [False, False, True, False]  # LoRA, rsLoRA, DoRA, PiSSA
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"W": SQUARE}, r"\(4, 4\)"),
+        ({"A": [1, 2]}, r"\(2,\)"),
+        ({"W": [[1, 0], [0, 0]]}, "rows are not zero"),
+        ({"W": [[1, 0], [0, 1]]}, "singular values differ"),
+        ({"W": [[1, np.nan], [0, 1]]}, "finite"),
+        ({"alpha": 0}, "from 1 to 16"),
+        ({"r": 3}, "r one of"),
+    ],
+)
+def test_a_weight_that_makes_no_such_ellipse_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        variant_ellipses(**({"W": TWO, "A": DIRECTION} | change))

@@ -9,6 +9,7 @@ from lora_tutorial import (
     memory_bill,
     merge_rounding,
     product_orders,
+    variant_ellipses,
 )
 
 NUMBERS = np.random.default_rng(0)
@@ -17,6 +18,7 @@ UPDATES = NUMBERS.normal(size=64).astype(np.float32)
 SIZES = {"small": 124_647_170, "large": 6_738_415_616}
 SQUARE = [[2, -1, 0, 1], [0, 1, -2, 1], [1, 0, 1, -1], [-1, 2, 0, 1]]
 FACTORS = [[1, 0, -1, 2], [0, 1, 1, 0]], [[0.5, 0], [0, 1], [-0.5, 0.5], [0, -1]]
+TWO, DIRECTION = [[1.5, 0.6], [0.2, 0.8]], [[0.6, -0.8]]
 MEASURED = {"a task": ([52.3, 52.0, 49.1], 277), "another": ([80.1, 80.3, 80.2], None)}
 FIGURES = {
     "memory_bill": memory_bill(SIZES),
@@ -25,6 +27,7 @@ FIGURES = {
     "adapter_arithmetic": adapter_arithmetic(SQUARE, *FACTORS),
     "draw_seeds": draw_seeds(MEASURED),
     "product_orders": product_orders(),
+    "variant_ellipses": variant_ellipses(TWO, DIRECTION),
 }
 
 
