@@ -44,6 +44,7 @@ from lora_tutorial.lora.merge import factor_names
 from lora_tutorial.lora.parameters import parameters_hash
 from lora_tutorial.lora.variants import VARIANTS
 from lora_tutorial.models.encoders import load_tokenizer
+from lora_tutorial.models.fast_roberta import use_fast_attention
 from lora_tutorial.models.roberta import LoraWrapperRoberta
 from lora_tutorial.quant.inject import inject_into_base
 from lora_tutorial.training.recipes import METHODS, Recipe
@@ -89,8 +90,8 @@ def build_model(
     seed
         Set before head and adapters are drawn.
     lora, variant, bits
-        As for `Experiment`. Plain LoRA on query and value is the attention written by hand; anything else is
-        injected.
+        As for `Experiment`. Plain LoRA on query and value is the attention written by hand, in the form that
+        trains fast (`FastLoraRobertaSelfAttention`); anything else is injected.
     **options
         Further options of `LoraWrapperRoberta`, such as ``head`` and ``pooling``.
 
@@ -128,7 +129,7 @@ def build_model(
         if method == "full":
             model.model.requires_grad_(True)
     model.freeze_pooler()  # nothing reads it
-    return model
+    return use_fast_attention(model)
 
 
 def _is_by_hand(lora: LoraConfig) -> bool:

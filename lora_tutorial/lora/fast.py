@@ -1,4 +1,4 @@
-"""`LoraLinear` again, for speed: the same numbers from fewer passes over memory. Knows only torch."""
+"""`LoraLinear` as it trains: the same numbers from fewer passes over memory. Knows only torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from lora_tutorial.lora.merge import lora_modules
 
 
 class FastLoraLinear(LoraLinear):
-    """`LoraLinear` with another forward and backward pass; nothing else differs, parameters and names least.
+    """`LoraLinear` with a faster training step: same parameters, names and files. `inject_lora` makes these.
+
+    It is fast in ``train()`` mode and with gradients, which is where a training step spends its time. In
+    ``eval()`` and under ``torch.no_grad`` it computes as `LoraLinear` does, so a model's answers are the same
+    bit for bit, whichever of the two it holds. A training step differs, by rounding.
 
     The arithmetic of LoRA is small beside that of the frozen weight, so what an adapter costs is mostly
     passes over arrays as large as the layer's output. `LoraLinear` makes five of them beside its products
@@ -23,9 +27,8 @@ class FastLoraLinear(LoraLinear):
     smaller arrays. Under autocast, and on a frozen weight in half precision, the low-rank path is computed
     in that precision too, from factors that stay float32.
 
-    Use it with ``inject_lora(model, config, make=FastLoraLinear.from_linear)``, or on a model that holds
-    adapters already with `use_fast_layers`. Second derivatives raise ``RuntimeError``: for them, and to
-    read, there is `LoraLinear`.
+    Second derivatives raise ``RuntimeError``: for them, and to read, there is
+    ``inject_lora(model, config, make=LoraLinear.from_linear)``.
 
     On a CPU, with many more tokens than the layer has inputs, the last of the forward products is not taken
     for each token but once, in W + scaling * B A; with many more than outputs, so it goes backward. (RunLoRA,
@@ -36,11 +39,11 @@ class FastLoraLinear(LoraLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (..., in) to (..., out)."""
-        if not self.lora_active:
-            return nn.Linear.forward(self, x)
+        if not (self.lora_active and self.training and torch.is_grad_enabled()):
+            return super().forward(x)
         x, dtype = in_working_precision(x, self.weight)
         keep, scaling, p = None, self.scaling, self.lora_dropout.p
-        if self.training and p:
+        if p:
             keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p).view(-1, self.in_features)
             scaling = scaling / (1 - p)
         return _LowRankLinear.apply(x, self.weight, self.bias, self.lora_A, self.lora_B, scaling, keep, dtype)
@@ -49,8 +52,8 @@ class FastLoraLinear(LoraLinear):
 def use_fast_layers(model: nn.Module) -> nn.Module:
     """Let every `LoraLinear` of ``model`` compute as `FastLoraLinear` does. In place; parameters stay.
 
-    For models that come with adapters, as from ``load_adapter`` or ``import_peft``. Other kinds of adapted
-    layers (4-bit ones, variants) are left as they are.
+    For a model whose adapters were made with ``make=LoraLinear.from_linear``. Other kinds of adapted layers
+    (4-bit ones, variants) are left as they are.
     """
     for _, module in lora_modules(model):
         if type(module) is LoraLinear:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
-from lora_tutorial.lora.layers import LoraLinear, LoraModule, check_rank
+from lora_tutorial.lora.fast import FastLoraLinear
+from lora_tutorial.lora.layers import LoraModule, check_rank
 from lora_tutorial.lora.merge import lora_modules
 
 #: Heads of transformers' models, by the name they have at the top level.
@@ -21,9 +22,9 @@ HEADS = ("classifier", "score", "qa_outputs")
 def inject_lora(
     model: nn.Module,
     config: LoraConfig,
-    make: Callable[[nn.Linear, LoraConfig], LoraModule] = LoraLinear.from_linear,
+    make: Callable[[nn.Linear, LoraConfig], LoraModule] = FastLoraLinear.from_linear,
 ) -> nn.Module:
-    """Replace the layers that ``config`` names by `LoraLinear` and freeze everything else.
+    """Replace the layers that ``config`` names by adapted ones and freeze everything else.
 
     The model is changed in place and returned, with ``config`` as its ``lora_config``; until ``lora_B`` moves
     from zero its outputs are the same bit for bit. Everything is checked before the first layer is replaced.
@@ -35,7 +36,8 @@ def inject_lora(
     config
         What to adapt and how.
     make
-        Builds the adapted layer from the plain one; a variant of LoRA is another function here.
+        Builds the adapted layer from the plain one. By default that is `FastLoraLinear`; for the layer that
+        the book reads, ``LoraLinear.from_linear``; a variant of LoRA is another function here.
 
     Raises
     ------

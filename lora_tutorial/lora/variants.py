@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.lora.fast import FastLoraLinear
 from lora_tutorial.lora.inject import inject_lora
 from lora_tutorial.lora.layers import LoraLinear, LoraModule, lora_delta
 from lora_tutorial.lora.merge import factor_names, lora_modules
@@ -239,7 +240,7 @@ class Variant:
     title: str
     paper: str
     changes: str
-    make: Callable[[nn.Linear, LoraConfig], LoraModule] = LoraLinear.from_linear
+    make: Callable[[nn.Linear, LoraConfig], LoraModule] = FastLoraLinear.from_linear
     settings: dict[str, Any] = field(default_factory=dict)
     groups: Callable[[nn.Module, float], Groups] = plain_groups
 

@@ -1,4 +1,4 @@
-"""`LoraRobertaSelfAttention` again, for speed: query, key and value of one input in one function."""
+"""`LoraRobertaSelfAttention` as it trains: query, key and value of one input in one function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from lora_tutorial.models.roberta import LoraRobertaSelfAttention
 
 
 class FastLoraRobertaSelfAttention(LoraRobertaSelfAttention):
-    """`LoraRobertaSelfAttention` with another forward and backward pass; parameters and names are the same.
+    """`LoraRobertaSelfAttention` with a faster training step; parameters, names and files are the same.
+
+    In ``eval()`` and without gradients it computes as `LoraRobertaSelfAttention` does, bit for bit.
 
     To what `FastLoraLinear` saves on one layer comes what three layers of one input share: the low-rank
     products of query and value read the input once, and their three input gradients are added up where the
@@ -30,7 +32,8 @@ class FastLoraRobertaSelfAttention(LoraRobertaSelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend over ``hidden_states`` (batch, tokens, hidden) with the configured implementation."""
         linears = (self.query, self.key, self.value)
-        if not self.lora_active or any(linear.weight.requires_grad for linear in linears):
+        trains = self.lora_active and self.training and torch.is_grad_enabled()
+        if not trains or any(linear.weight.requires_grad for linear in linears):
             return super().forward(hidden_states, attention_mask, **kwargs)
         batch, tokens, hidden = hidden_states.shape
         x, dtype = in_working_precision(hidden_states, self.query.weight)
@@ -52,7 +55,7 @@ class FastLoraRobertaSelfAttention(LoraRobertaSelfAttention):
                 )
             ),  # each (batch * tokens, hidden) -> (batch, heads, tokens, head size)
             attention_mask,
-            dropout=self.dropout.p if self.training else 0.0,
+            dropout=self.dropout.p,
             scaling=self.scaling,
             **kwargs,
         )

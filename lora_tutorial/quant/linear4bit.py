@@ -11,6 +11,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import nn
 
 from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.lora.fast import FastLoraLinear
 from lora_tutorial.lora.inject import inject_lora, matching_modules
 from lora_tutorial.lora.layers import LoraLinear, LoraModule, keep_hooks
 
@@ -80,8 +81,8 @@ class LoraLinear4bit(LoraLinear, Linear4bit):
 
 
 def lora_layer(linear: nn.Linear, config: LoraConfig) -> LoraModule:
-    """A maker for ``inject_lora``: `LoraLinear4bit` on a ``Linear4bit``, `LoraLinear` on any other."""
-    kind = LoraLinear4bit if isinstance(linear, Linear4bit) else LoraLinear
+    """A maker for ``inject_lora``: `LoraLinear4bit` on a ``Linear4bit``, `FastLoraLinear` on any other."""
+    kind = LoraLinear4bit if isinstance(linear, Linear4bit) else FastLoraLinear
     return kind.from_linear(linear, config)
 
 
@@ -185,7 +186,7 @@ def _dequantized(layer: Linear4bit) -> nn.Linear:
     if not isinstance(layer, LoraLinear):
         return linear
     trains = layer.bias is not None and layer.bias.requires_grad
-    adapted = LoraLinear.from_linear(linear, layer.lora_config)
+    adapted = FastLoraLinear.from_linear(linear, layer.lora_config)
     adapted.lora_A, adapted.lora_B, adapted.lora_enabled = layer.lora_A, layer.lora_B, layer.lora_enabled
     if trains:
         adapted.bias.requires_grad_(True)

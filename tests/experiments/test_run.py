@@ -33,8 +33,10 @@ from lora_tutorial.experiments.run import (
     trained_file,
 )
 from lora_tutorial.lora.config import LoraConfig
-from lora_tutorial.lora.merge import factor_names
+from lora_tutorial.lora.fast import FastLoraLinear
+from lora_tutorial.lora.merge import factor_names, lora_modules
 from lora_tutorial.models.encoders import load_encoder, load_tokenizer
+from lora_tutorial.models.fast_roberta import FastLoraRobertaSelfAttention
 from lora_tutorial.squad.evaluator import SquadScorer
 from lora_tutorial.training.recipes import load_recipe
 
@@ -80,7 +82,10 @@ def test_an_adapter_goes_where_its_configuration_says(encoder, variant):
     assert len(adapted) == 2 * 6 and not any("pooler" in n or "finetune" in n for n in adapted)
     same = build_model(get_task("sst2"), "lora", encoder, lora=LoraConfig(2, 4, target_modules="all-linear"))
     assert {name.rpartition(".lora_")[0] for name in factor_names(same)} == adapted, "not the pooler"
+    if variant in ("lora", "rslora"):
+        assert {type(module) for _, module in lora_modules(model)} == {FastLoraLinear}, "fast unless asked"
     by_hand = build_model(get_task("sst2"), "lora", encoder, lora=LoraConfig(r=2, lora_alpha=4))
+    assert {type(module) for _, module in lora_modules(by_hand)} == {FastLoraRobertaSelfAttention}
     assert {n.partition("lora_")[2] for n in factor_names(by_hand)} == {
         "query_A",
         "query_B",

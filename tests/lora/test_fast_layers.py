@@ -60,6 +60,22 @@ def test_outputs_and_gradients_are_the_teaching_forms(case):
     assert_same(run(fast, x), run(teaching, x), 4 * TOLERANCE[x.dtype])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [3, 200])  # with 200 a training step would form the sum
+def test_it_answers_as_the_teaching_form_bit_for_bit(tokens, dtype):
+    teaching, fast = pair(24, 17, lora_dropout=0.3)
+    x = torch.randn(tokens, 24, dtype=dtype)
+    for layer in (teaching, fast):
+        layer.weight.data, layer.bias.data = layer.weight.data.to(dtype), layer.bias.data.to(dtype)
+        layer.eval()
+    assert torch.equal(fast(x), teaching(x))
+    for layer in (teaching, fast):
+        layer.train().lora_dropout.p = 0.0
+    with torch.no_grad():
+        assert torch.equal(fast(x), teaching(x))
+    assert tokens == 3 or not torch.equal(fast(x), teaching(x)), "a training step does compute differently"
+
+
 @pytest.mark.parametrize("tokens", [160, 1600])
 @pytest.mark.parametrize("r", [1, 64])
 def test_at_a_models_sizes_too(r, tokens):

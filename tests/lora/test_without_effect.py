@@ -130,7 +130,7 @@ def test_hooks_stay_on_4_bit_layers():
     for model in (quantised, plain):
         model(torch.randn(2, 64))
     dequantize_linears(quantised)(torch.randn(2, 64))
-    assert seen == ["LoraLinear4bit", "Linear4bit", "LoraLinear"]
+    assert seen == ["LoraLinear4bit", "Linear4bit", "FastLoraLinear"]
 
 
 def test_a_merged_state_is_refused_where_its_update_would_count_twice_or_be_lost():

@@ -8,8 +8,8 @@ from transformers import BitsAndBytesConfig, RobertaConfig, RobertaForSequenceCl
 
 from lora_tutorial.adapters.files import load_adapter, save_adapter
 from lora_tutorial.lora.config import LoraConfig
+from lora_tutorial.lora.fast import FastLoraLinear
 from lora_tutorial.lora.inject import inject_lora
-from lora_tutorial.lora.layers import LoraLinear
 from lora_tutorial.lora.merge import lora_modules, unload_lora
 from lora_tutorial.lora.parameters import parameters_hash
 from lora_tutorial.quant.linear4bit import LoraLinear4bit, dequantize_linears, inject_lora_4bit
@@ -80,7 +80,7 @@ def test_codes_are_taken_over_and_the_old_layer_can_go():
 def test_each_layer_gets_the_kind_it_needs():
     config = LoraConfig(r=3, target_modules=("up", "head"))
     model = adapted(config)
-    assert type(model.up) is LoraLinear4bit and type(model.head) is LoraLinear
+    assert type(model.up) is LoraLinear4bit and type(model.head) is FastLoraLinear
     assert type(model.down) is Linear4bit
 
 
@@ -90,7 +90,7 @@ def test_dequantised_model_computes_the_same_and_merges(x):
         before = model(x)
     factors = {n: p for n, p in model.named_parameters() if "lora_" in n}
     dequantize_linears(model)
-    assert type(model.up) is LoraLinear and model.up.weight.dtype == torch.float32
+    assert type(model.up) is FastLoraLinear and model.up.weight.dtype == torch.float32
     assert all(dict(model.named_parameters())[n] is p for n, p in factors.items())
     assert model.up.bias.requires_grad and not model.up.weight.requires_grad
     assert torch.allclose(model(x), before, atol=1e-6)

@@ -188,11 +188,13 @@ def made_by(layer: type[LoraLinear]) -> Callable[[nn.Module, LoraConfig], nn.Mod
 
 ALL = ENCODERS + DECODERS
 KINDS = {
-    "lora": Kind(inject_lora, on=ALL),
-    "dropout": Kind(inject_lora, settings={"lora_dropout": 0.3, "init": "gaussian"}),
-    "fast": Kind(made_by(FastLoraLinear), FastLoraLinear, on=ALL, loads_as=LoraLinear),
-    "rslora": Kind(variant("rslora"), settings={"use_rslora": True}, peft={"use_rslora": True}),
-    "loraplus": Kind(variant("loraplus"), rate=1e-3),
+    "lora": Kind(made_by(LoraLinear), on=ALL, loads_as=FastLoraLinear),
+    "dropout": Kind(inject_lora, FastLoraLinear, settings={"lora_dropout": 0.3, "init": "gaussian"}),
+    "fast": Kind(inject_lora, FastLoraLinear, on=ALL),
+    "rslora": Kind(
+        variant("rslora"), FastLoraLinear, settings={"use_rslora": True}, peft={"use_rslora": True}
+    ),
+    "loraplus": Kind(variant("loraplus"), FastLoraLinear, rate=1e-3),
     "dora": Kind(
         variant("dora"), DoraLinear, dora, on=ALL, peft={"use_dora": True}, refuses={"export": "DoraLinear"}
     ),
