@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from chapter_cards import SECONDS, measured
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from rules import BOOK, RULES
@@ -44,6 +46,21 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
         used.add(cell.id)
 
 
+def keep_time(name: str, seconds: float) -> None:
+    """Note how long a chapter ran, unless the last note is still about right."""
+    times = measured()
+    if not 2 / 3 < seconds / times.get(name, 1e-9) < 3 / 2:
+        times[name] = round(seconds)
+        text = json.dumps(dict(sorted(times.items())), indent=2) + "\n"
+        atomic_write_bytes(SECONDS, text.encode())
+
+
+def seconds_of_children() -> float:
+    """Seconds of a processor core that finished child processes have used: others do not lengthen them."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
 def refresh(path: Path) -> None:
     """Lay out the code at `path`, execute it in its own folder, and store it when every cell has run."""
     os.environ.pop("LORA_TUTORIAL_DATA", None)  # a chapter never depends on a folder of data
@@ -60,14 +77,17 @@ def refresh(path: Path) -> None:
         coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
     )
-    start = time.perf_counter()
+    start, used = time.perf_counter(), seconds_of_children()
     try:
         client.execute()
     except CellExecutionError as error:
         raise SystemExit(f"{error}\n{path.name} is as it was: a cell failed") from None
     normalise(notebook)
     atomic_write_bytes(path, (nbformat.writes(notebook) + "\n").encode())
-    print(f"{path.name}: executed in {time.perf_counter() - start:.0f} s")
+    used = seconds_of_children() - used
+    print(f"{path.name}: executed in {time.perf_counter() - start:.0f} s, {used:.0f} s of a processor core")
+    if path.parent == BOOK:
+        keep_time(path.stem, used)
     for problem in (problem for rule in RULES for problem in rule(notebook)):
         print(f"  {problem}")
 

@@ -119,7 +119,7 @@ BAD = [
     ("images_have_alt", with_output(IMAGE)),
     ("images_have_alt", with_cell(outputs=[IMAGE], metadata={"mystnb": {"image": {"alt": "plot"}}})),
     ("images_have_alt", with_output(html("<svg viewBox='0 0 1 1'></svg>"))),
-    ("images_have_alt", with_text("![](_static/idea.svg)")),
+    ("images_have_alt", with_text("![](_static/logo.svg)")),
     ("no_widgets", with_metadata(widgets={})),
     ("no_widgets", with_output({**IMAGE, "data": {"application/vnd.jupyter.widget-view+json": {}}})),
     ("kernel_is_python3", with_metadata(kernelspec={"name": "my-env"})),
