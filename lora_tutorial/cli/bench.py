@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,10 @@ from lora_tutorial.experiments.grid import Arm, Grid, Search, parse_list, read_e
 #: Options of which a grid file says the same.
 OF_THE_FILE = ("methods", "seeds", "encoder", "source", "recipe", "epochs", "max_examples",
                "learning_rate", "start_from", "sweep")  # fmt: skip
+ENGINE = (
+    "Let submitit carry the runs out: local:N (N at a time, here) or slurm, with its settings as in "
+    "slurm:partition=gpu,timeout_min=600."
+)
 
 
 def bench(
@@ -40,13 +45,7 @@ def bench(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
     work: Annotated[Path | None, typer.Option(help="For checkpoints and trained weights.")] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            help="Run by submitit: local:N (N processes here) or slurm, with settings as in "
-            "slurm:partition=gpu,timeout_min=600."
-        ),
-    ] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
     log_with: Annotated[list[str] | None, typer.Option(help="A tracker of accelerate.")] = None,
 ) -> None:
@@ -68,12 +67,7 @@ def bench(
         names, numbers = parse_list("tasks", tasks or "", str), parse_list("seeds", seeds, int)
         search = Search() if sweep else None
         chosen, name = Grid(names, arms, numbers, encoder, source, recipe, changes, search), "bench"
-    if engine is not None:
-        read_engine(engine)
-    checks.check_trackers(log_with or ())
-    checks.check_encoder(chosen.encoder)
-    for task in chosen.tasks:
-        checks.check_task(task, chosen.source)
+    _check(chosen, engine, log_with or ())
 
     from lora_tutorial.experiments.bench import diverged, run_grid
     from lora_tutorial.models.encoders import quiet
@@ -87,6 +81,16 @@ def bench(
     say(f"{len(done) - failed} finished, {failed} failed. Records: {records}")
     if failed:
         raise typer.Exit(1)
+
+
+def _check(chosen: Grid, engine: str | None, trackers: Sequence[str]) -> None:
+    """Refuse what can be seen to be wrong before torch is loaded."""
+    if engine is not None:
+        read_engine(engine)
+    checks.check_trackers(trackers)
+    checks.check_encoder(chosen.encoder)
+    for task in chosen.tasks:
+        checks.check_task(task, chosen.source)
 
 
 def _check_alone(grid: Path, ctx: typer.Context) -> None:

@@ -27,6 +27,7 @@ PACKAGES = NEEDED | {
     "peft": "the chapter on PEFT: pip install peft",
     "bitsandbytes": "the chapters on quantisation: pip install bitsandbytes",
     "torchmetrics": "what a language model writes: pip install torchmetrics",
+    "submitit": "bench --engine: pip install submitit",
     "matplotlib": "the figures: pip install matplotlib",
 }
 

@@ -282,10 +282,11 @@ class Workers:
             elif (found := self.bench.find(job)) is not None:
                 ended.append((job, found))
             elif self.engine.workers is None or len(self.running) + others < self.engine.workers:
-                self.running[job.name] = job, self._submit(job)
+                self.running[job.name] = job, self.submit(job)
         return ended
 
-    def _submit(self, job: Job) -> Any:
+    def submit(self, job: Job) -> Any:
+        """Hand one job to submitit."""
         if self.gpus:  # submitit shows a local job no GPU unless told: one each, in turn
             shown = len(self.running) % self.gpus
             self.executor.update_parameters(gpus_per_node=1, visible_gpus=(shown,))

@@ -137,7 +137,7 @@ def test_no_more_jobs_run_than_there_are_workers_and_what_others_hold_counts(pla
     made = bench.Bench(plan(("head", "lora", "full"), seeds=(0, 1)), tmp_path / "r", tmp_path / "w", {})
     workers = Workers(made, Engine("local", 2), {"cpu": True}, print)
     handles = []
-    monkeypatch.setattr(workers, "_submit", lambda job: handles.append(Handle(job)) or handles[-1])
+    monkeypatch.setattr(workers, "submit", lambda job: handles.append(Handle(job)) or handles[-1])
     todo = planned(made.grid, made.work, {})
     with bench.folder_lock(made.lock_of(todo[0])):
         assert workers.step(todo) == [] and [handle.job for handle in handles] == todo[1:2]
@@ -147,7 +147,7 @@ def test_no_more_jobs_run_than_there_are_workers_and_what_others_hold_counts(pla
     assert job is todo[1] and record.status == "finished"
     assert [handle.job for handle in handles] == [todo[1], todo[0], todo[2]]
     everything = Workers(made, Engine("local", None), {"cpu": True}, print)
-    monkeypatch.setattr(everything, "_submit", Handle)
+    monkeypatch.setattr(everything, "submit", Handle)
     everything.step(todo)
     assert len(everything.running) == len(todo), "a cluster decides for itself how many run"
 
