@@ -31,6 +31,9 @@ from .analysis.scoreboard import beside_published as beside_published
 from .analysis.scoreboard import collect as collect
 from .analysis.scoreboard import gap as gap
 from .analysis.scoreboard import shared_facts as shared_facts
+from .analysis.search import chosen_runs as chosen_runs
+from .analysis.search import mean_interval as mean_interval
+from .analysis.search import rate_curves as rate_curves
 from .analysis.speed import speed_records as speed_records
 from .analysis.subspaces import amplification as amplification
 from .analysis.subspaces import directions as directions
@@ -85,6 +88,7 @@ from .explorables.orders import order_flops as order_flops
 from .explorables.orders import product_orders as product_orders
 from .explorables.rank import rank_errors as rank_errors
 from .explorables.rank import rank_slider as rank_slider
+from .explorables.tokens import loss_by_token as loss_by_token
 from .explorables.weights import adapter_arithmetic as adapter_arithmetic
 from .explorables.weights import variant_ellipses as variant_ellipses
 from .lora.config import ALL_LINEAR as ALL_LINEAR

@@ -6,6 +6,7 @@ from lora_tutorial import (
     adapter_arithmetic,
     draw_seeds,
     four_bits,
+    loss_by_token,
     memory_bill,
     merge_rounding,
     product_orders,
@@ -20,6 +21,9 @@ SQUARE = [[2, -1, 0, 1], [0, 1, -2, 1], [1, 0, 1, -1], [-1, 2, 0, 1]]
 FACTORS = [[1, 0, -1, 2], [0, 1, 1, 0]], [[0.5, 0], [0, 1], [-0.5, 0.5], [0, -1]]
 TWO, DIRECTION = [[1.5, 0.6], [0.2, 0.8]], [[0.6, -0.8]]
 MEASURED = {"a task": ([52.3, 52.0, 49.1], 277), "another": ([80.1, 80.3, 80.2], None)}
+PIECES, IDS = ["<|im_start|>", "Two", "?\n", " two", "<b>", "<|im_end|>"], [1, 7, 9, 5, 11, 2]
+LABELS = [-100, -100, -100, 5, 11, 2]
+LOSSES = {"before": [4.0, 3.5, 2.25, 6.0, 0.75], "after": [4.0, 3.0, 0.25, 5.5, 0.25]}
 FIGURES = {
     "memory_bill": memory_bill(SIZES),
     "four_bits": four_bits(WEIGHTS, "64 weights"),
@@ -28,6 +32,7 @@ FIGURES = {
     "draw_seeds": draw_seeds(MEASURED),
     "product_orders": product_orders(),
     "variant_ellipses": variant_ellipses(TWO, DIRECTION),
+    "loss_by_token": loss_by_token(PIECES, IDS, LABELS, LOSSES),
 }
 
 

@@ -1,0 +1,61 @@
+"""A conversation token by token: what is learnt, and what each guess costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lora_tutorial.explorables.frame import touch
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
+
+__all__ = ["loss_by_token"]
+
+_IGNORED = -100  # the label that cross-entropy leaves out
+
+
+def loss_by_token(
+    pieces: Sequence[str], ids: Sequence[int], labels: Sequence[int], losses: Mapping[str, Sequence[float]]
+) -> HTML:
+    """Show the tokens of one text, its prompt masked or not, with the loss of each under one or more models.
+
+    Parameters
+    ----------
+    pieces, ids, labels
+        For each token its text, its number, and its label: the number again, or -100 where the mask is.
+    losses
+        Model's name -> the loss in nats of each token but the first, masked or not, as
+        ``token_losses(logits, input_ids)`` gives it.
+
+    Raises
+    ------
+    ValueError
+        If the lengths do not fit together, no token is learnt, or a loss is not finite.
+    """
+    lengths = {"pieces": len(pieces), "ids": len(ids), "labels": len(labels)}
+    lengths |= {name: len(values) + 1 for name, values in losses.items()}
+    if not losses or len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"loss_by_token needs a text, a number and a label for each token, and a loss for each but the "
+            f"first; got {lengths}, a loss counted with the first."
+        )
+    learnt = [place for place, label in enumerate(labels) if place and label != _IGNORED]
+    if not learnt or not all(np.isfinite(values).all() for values in losses.values()):
+        raise ValueError("loss_by_token needs a token that is learnt, after the first, and finite losses.")
+    means = {
+        name: (np.take(values, np.array(learnt) - 1), np.array(values)) for name, values in losses.items()
+    }
+    static = f"{len(learnt)} of {len(ids)} tokens are learnt. Mean loss " + "; ".join(
+        f"{name}: {masked.mean():.2f} with the prompt masked, {whole.mean():.2f} without"
+        for name, (masked, whole) in means.items()
+    )
+    data = {
+        "pieces": list(pieces),
+        "ids": [int(number) for number in ids],
+        "labels": [int(label) for label in labels],
+        "losses": {name: [round(float(loss), 4) for loss in values] for name, values in losses.items()},
+    }
+    return touch("loss_by_token", data, STATIC=f"{static}.")
