@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lora_tutorial.adapters.card import write_card
 from lora_tutorial.adapters.files import SETTINGS, TENSORS, read_adapter
-from lora_tutorial.data.tasks import DATA
+from lora_tutorial.data.tasks import DATA, DataOrigin
+from lora_tutorial.lm.models import SMOLLM2
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.storage.files import atomic_folder, atomic_write_bytes, sha256_of
 from lora_tutorial.training.records import RunRecord, load_record
 
 LIMIT = 1_000_000  # bytes: an adapter and its card are smaller
+LM_LIMIT = 5_000_000  # ... a language model's
 CARD = "README.md"
+#: What a base that has a short name of ours has read of a task's texts.
+READ: dict[str, Callable[[DataOrigin], str]] = {
+    "minilm": lambda origin: origin.read_by_minilm,
+    SMOLLM2: lambda _: "web text and public code; whether the scored functions are in it is not said",
+}
 
 
 def ship_adapter(
@@ -44,7 +52,7 @@ def ship_adapter(
     ValueError
         If the record is unfinished or a sweep's, the adapter is not the one that the record scored, its base
         is a folder that nobody else has, the task's data have no row in ``data.tasks``, or the whole is not
-        under ``LIMIT``. Nothing is written then.
+        under ``LIMIT`` (``LM_LIMIT`` for a language model's). Nothing is written then.
     """
     source, record = Path(run) / "adapter", Path(record)
     found = load_record(record)
@@ -56,15 +64,22 @@ def ship_adapter(
     _check(source, settings, found, record.name)
     if task not in DATA:
         raise ValueError(f"Say in data/tasks.py where the data of {task!r} come from, and ship it then.")
-    card = _card(settings, found, record.name).encode()
+    where = record.name if record.parent.name == "results" else f"{record.parent.name}/{record.name}"
+    card = _card(settings, found, where).encode()
     size = len(card) + sum((source / name).stat().st_size for name in (SETTINGS, TENSORS))
-    if size >= LIMIT:
-        raise ValueError(f"The adapter of {task!r} with its card has {size:,} bytes, not under {LIMIT:,}.")
+    limit = LM_LIMIT if _writes(settings) else LIMIT
+    if size >= limit:
+        raise ValueError(f"The adapter of {task!r} with its card has {size:,} bytes, not under {limit:,}.")
     with atomic_folder(Path(into) / task) as new:
         for name in (SETTINGS, TENSORS):
             shutil.copyfile(source / name, new / name)
         atomic_write_bytes(new / CARD, card)
     return Path(into) / task
+
+
+def _writes(settings: dict[str, Any]) -> bool:
+    """Whether the adapter is a language model's."""
+    return settings["base"].get("class", "").endswith("ForCausalLM")
 
 
 def _check(source: Path, settings: dict[str, Any], record: RunRecord, name: str) -> None:
@@ -83,7 +98,7 @@ def _check(source: Path, settings: dict[str, Any], record: RunRecord, name: str)
         if about.get(key) != value:
             raise ValueError(f"{source} says {key} {about.get(key)!r}, and {name} says {value!r}.")
     base = settings["base"]["name"]
-    if Path(base).is_absolute() or (base != "minilm" and Path(base).is_dir()):
+    if Path(base).is_absolute() or (base not in READ and Path(base).is_dir()):
         raise ValueError(
             f"The base of {source} is a folder, {base}: ship adapters of 'minilm' or of the hub."
         )
@@ -95,7 +110,8 @@ def _card(settings: dict[str, Any], record: RunRecord, name: str) -> str:
     base, lora = settings["base"]["name"], LoraConfig.from_dict(config["lora"])
     kept = "best" if recipe.get("keep_best") else "last"
     unit = "windows" if "context" in settings["metadata"]["columns"] else "examples"
-    read = origin.read_by_minilm if base == "minilm" else "not looked up for this base"
+    read = READ.get(base, lambda _: "not looked up for this base")(origin)
+    head = "" if _writes(settings) else " with the head"
     metadata = {
         "title": f"LoRA adapter for {config['task']}",
         "data": origin.name,
@@ -103,7 +119,7 @@ def _card(settings: dict[str, Any], record: RunRecord, name: str) -> str:
         "scores": record.extra["scores"]["trained"],
         "licence": "MIT",
         "Scored on": f"{split}, {record.extra['splits'][split]['rows']:,} rows, after the {kept} epoch",
-        "Method": f"{config['method']}, {record.trainable_parameters:,} parameters with the head",
+        "Method": f"{config['method']}, {record.trainable_parameters:,} parameters{head}",
         "Recipe": ", ".join(f"{key} {value}" for key, value in recipe.items()) + f"; seed {record.seed}",
         "Trained on": f"{record.identity['examples']:,} {unit} of the training split",
         "Record": f"benchmarks/results/{name}",
@@ -124,6 +140,8 @@ def _usage(about: dict[str, Any]) -> list[str]:
     ]
     code += [f'model = load_adapter(stored_adapter("{about["task"]}"))']
     lines = ["## Use", "", "```python", *code, "```"]
+    if "messages" in about["columns"]:
+        return [*lines, "", f'At the terminal: `lora-tutorial generate {about["task"]} "a request"`.']
     if "context" not in about["columns"]:
         texts = " ".join(f'"{column}"' for column in about["columns"])
         lines += ["", f"On the command line: `lora-tutorial predict {about['task']} {texts}`."]

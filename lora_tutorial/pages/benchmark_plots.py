@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from lora_tutorial.pages.style import AXIS, OKABE_ITO, ROLES
+from lora_tutorial.pages.style import AXIS, CYCLE, OKABE_ITO, ROLES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from lora_tutorial.analysis.scoreboard import Board
     from lora_tutorial.training.records import RunRecord
 
-__all__ = ["STYLES", "learning_curves", "run_curves", "score_against_parameters", "spread_apart"]
+__all__ = [
+    "STYLES",
+    "forest",
+    "learning_curves",
+    "run_curves",
+    "score_against_parameters",
+    "search_curves",
+    "spread_apart",
+]
 
 # A method's colour, marker and line: no reader depends on the colour alone.
 STYLES: dict[str, tuple[str, str, Any]] = {
@@ -156,4 +164,75 @@ def run_curves(records: Iterable[RunRecord]) -> Figure:
         for (name, score), height in zip(together, heights, strict=True):
             axis.annotate(name, (length, score), (length + 0.015 * longest, height), va="center", fontsize=10)
     axis.set(xlabel="optimiser steps", ylabel="main score × 100", xlim=(0, 1.45 * longest))
+    return fig
+
+
+def search_curves(
+    curves: Mapping[str, Mapping[float, float]], titles: Mapping[str, str], ylabel: str
+) -> Figure:
+    """Draw each arm's held-out score against its learning rate, on a log axis; a ring marks the best.
+
+    Parameters
+    ----------
+    curves
+        Score by rate and arm, see ``rate_curves``.
+    titles
+        An arm's name on the page; arms that are not in it are left out.
+    ylabel
+        What the score is.
+    """
+    fig, axis = plt.subplots(figsize=(6.8, 3.9))
+    ends = []
+    for place, (arm, title) in enumerate(titles.items()):
+        scores = {rate: score for rate, score in curves[arm].items() if math.isfinite(score)}
+        colour = CYCLE[place % len(CYCLE)]
+        axis.plot(list(scores), list(scores.values()), "o-", color=colour, markersize=4, linewidth=1.6)
+        best = max(scores, key=lambda rate: scores[rate])
+        axis.plot(best, scores[best], "o", color=colour, markersize=11, fillstyle="none")
+        ends.append((title, colour, scores[max(scores)], max(scores)))
+    low, high = axis.get_ylim()
+    heights = spread_apart([end for _, _, end, _ in ends], 0.075 * (high - low))
+    right = max(rate for *_, rate in ends)
+    for (title, colour, score, rate), height in zip(ends, heights, strict=True):
+        axis.annotate(
+            title,
+            (rate, score),
+            (1.35 * right, height),
+            va="center",
+            fontsize=9.5,
+            color=colour,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6},
+        )
+    axis.set(xscale="log", xlabel="learning rate", ylabel=ylabel)
+    return fig
+
+
+def forest(
+    rows: Mapping[str, tuple[float, float, float]], xlabel: str, zero: bool = False, best: str = ""
+) -> Figure:
+    """Draw values with their intervals, a row each, the first on top.
+
+    Parameters
+    ----------
+    rows
+        Value, low and high by the row's title.
+    xlabel
+        What the values are.
+    zero
+        Whether a line marks zero, for differences.
+    best
+        A row that stands out.
+    """
+    fig, axis = plt.subplots(figsize=(6.8, 0.42 * len(rows) + 0.9))
+    for place, (title, (value, low, high)) in enumerate(rows.items()):
+        colour = ROLES["lora"] if title == best else ROLES["full"]
+        axis.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+        axis.plot(value, place, "o", color=colour, markersize=6.5)
+        axis.annotate(f"{value:.2f}", (value, place), (0, 6), textcoords="offset points", ha="center")
+    if zero:
+        axis.axvline(0, color=AXIS, linewidth=1, linestyle=":")
+    axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel)
+    axis.set_ylim(len(rows) - 0.5, -0.75)
+    axis.grid(visible=False, axis="y")
     return fig

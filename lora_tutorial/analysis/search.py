@@ -1,0 +1,69 @@
+"""What a grid's search found: each arm's score by learning rate, and its runs at the rate it chose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from lora_tutorial.analysis.compare import DRAWS, score_of
+from lora_tutorial.training.records import RunRecord
+
+HELD_OUT = "held_out"
+
+
+def rate_curves(records: Iterable[RunRecord]) -> dict[str, dict[float, float]]:
+    """Each trained arm's held-out score by learning rate, as its search saw it; the lowest rate first.
+
+    A search is made of runs of the lowest seed. One that diverged counts as minus infinity.
+    """
+    found: dict[str, dict[float, float]] = {}
+    trained = [record for record in records if record.config["method"] != "probe"]
+    first = min((record.seed for record in trained), default=0)
+    for record in trained:
+        if record.seed == first:
+            finished = record.status == "finished"
+            score = score_of(record, HELD_OUT) if finished else float("-inf")
+            found.setdefault(record.config["arm"], {})[record.recipe["learning_rate"]] = score
+    return {arm: dict(sorted(scores.items())) for arm, scores in found.items()}
+
+
+def chosen_runs(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Each arm's runs at the rate with the best held-out score (the lowest of equals), one a seed.
+
+    An arm that trains nothing has its only run. The records are one task's.
+    """
+    records = sorted(records, key=lambda record: record.seed)
+    curves = rate_curves(records)
+    best = {arm: min(curve, key=lambda rate: (-curve[rate], rate)) for arm, curve in curves.items()}
+    chosen: dict[str, list[RunRecord]] = {}
+    for record in records:
+        arm = record.config["arm"]
+        if arm not in best or record.recipe["learning_rate"] == best[arm]:
+            chosen.setdefault(arm, []).append(record)
+    return chosen
+
+
+def mean_interval(values: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float, float]:
+    """The mean of a number that each row has under each seed, and its 95 % bootstrap interval.
+
+    Parameters
+    ----------
+    values
+        ``(seeds, rows)``.
+    seed
+        Of the draws, in which rows and seeds are drawn with replacement.
+
+    Returns
+    -------
+    tuple
+        Mean, low and high.
+    """
+    table = np.array([[float(value) for value in row] for row in values])
+    seeds, rows = table.shape
+    draw = np.random.default_rng(seed)
+    weights = draw.multinomial(rows, np.full(rows, 1 / rows), size=DRAWS) / rows  # (draws, rows)
+    by_seed = weights @ table.T  # (draws, seeds)
+    means = np.take_along_axis(by_seed, draw.integers(seeds, size=by_seed.shape), axis=1).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(table.mean()), float(low), float(high)

@@ -1,0 +1,71 @@
+"""A search's curve, the runs at the rate it chose, and intervals of what each row has."""
+
+import numpy as np
+import pytest
+
+from lora_tutorial.analysis.search import chosen_runs, mean_interval, rate_curves
+from lora_tutorial.pages.benchmark_plots import forest, search_curves
+from lora_tutorial.training.records import RunRecord
+
+
+def run(arm, rate, score, seed=0, method="lora", status="finished"):
+    extra = {"splits": {"held_out": {"scores": {"accuracy": score}}}} if status == "finished" else {}
+    return RunRecord(
+        {"task": "t", "arm": arm, "method": method},
+        {"learning_rate": rate},
+        seed,
+        main_score="accuracy",
+        status=status,
+        extra=extra,
+    )
+
+
+RECORDS = [
+    run("a", 1e-3, 0.7),
+    run("a", 2e-3, 0.8),
+    run("a", 4e-3, 0.8),
+    run("a", 2e-3, 0.6, seed=1),
+    run("b", 1e-3, 0.5),
+    run("b", 8e-3, 0.9, status="failed"),
+    run("base", 5e-4, 0.99, method="probe"),
+]
+
+
+def test_the_curve_is_the_lowest_seeds_and_a_run_that_diverged_is_below_all():
+    curves = rate_curves(reversed(RECORDS))
+    assert curves == {"a": {1e-3: 0.7, 2e-3: 0.8, 4e-3: 0.8}, "b": {1e-3: 0.5, 8e-3: float("-inf")}}
+    assert list(curves["a"]) == [1e-3, 2e-3, 4e-3]
+
+
+def test_the_chosen_runs_are_all_seeds_at_the_best_rate_the_lowest_of_equals():
+    chosen = chosen_runs(reversed(RECORDS))
+    assert [(r.seed, r.recipe["learning_rate"]) for r in chosen["a"]] == [(0, 2e-3), (1, 2e-3)]
+    assert [r.recipe["learning_rate"] for r in chosen["b"]] == [1e-3]
+    assert len(chosen["base"]) == 1 and chosen.keys() == {"a", "b", "base"}
+
+
+def test_an_interval_holds_the_rows_and_the_seeds_spread():
+    draw = np.random.default_rng(1)
+    rows = draw.normal(size=(1, 100))
+    mean, low, high = mean_interval(rows)
+    error = rows.std() / 10  # of a mean of 100
+    assert mean == pytest.approx(rows.mean()) and low < mean < high
+    assert (high - low) == pytest.approx(2 * 1.96 * error, rel=0.15)
+    apart = rows + np.array([[0.0], [1.0]])  # two seeds, one point apart
+    assert mean_interval(apart)[0] == pytest.approx(rows.mean() + 0.5)
+    wide = mean_interval(apart)
+    assert wide[2] - wide[1] > 0.9, "both seeds may be the one that is drawn twice"
+    assert mean_interval(apart) == wide
+
+
+def test_the_figures_show_every_arm_and_every_row():
+    curves = rate_curves(RECORDS)
+    figure = search_curves(curves, {"a": "first", "b": "second"}, "accuracy")
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.texts] == ["first", "second"]
+    rings = [line for line in axis.lines if line.get_fillstyle() == "none"]
+    assert [tuple(ring.get_xydata()[0]) for ring in rings] == [(2e-3, 0.8), (1e-3, 0.5)]
+    figure = forest({"one": (1.0, 0.5, 1.5), "two": (-0.2, -0.4, 0.1)}, "gap", zero=True)
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two"]
+    assert [text.get_text() for text in axis.texts] == ["1.00", "-0.20"]
