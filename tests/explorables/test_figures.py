@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from browser import SIDEWAYS, audit, axe_script
+from browser import SIDEWAYS, audit, axe_script, on_paper
 from touch_figures import FIGURES, WEIGHTS, said
 
 from lora_tutorial import four_bits
@@ -44,3 +44,18 @@ def test_figures_have_no_barrier_and_fit_a_phone(page, scheme):
     assert audit(page, "article") == []
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate(SIDEWAYS) == []
+
+
+@pytest.mark.slow
+def test_paper_shows_the_whole_figure(page):
+    assert on_paper(page) == []
+
+
+@pytest.mark.slow
+def test_a_figure_speaks_where_no_script_runs(browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    for kind, figure in FIGURES.items():
+        page.set_content(figure.data)
+        assert len(said(page, kind)) > 60
+    context.close()
