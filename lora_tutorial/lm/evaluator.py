@@ -38,9 +38,15 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     Tensor
         (batch, length - 1), in nats.
     """
-    guesses, targets = logits[:, :-1].float(), labels[:, 1:]  # the shift
-    losses = F.cross_entropy(guesses.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view(targets.shape)
+    return _losses(logits[:, :-1], labels[:, 1:])  # the shift
+
+
+def _losses(guesses: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy (batch, places) of guesses (batch, places, vocabulary)."""
+    flat = guesses.float().flatten(0, 1)  # (batch * places, vocabulary)
+    return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="none").view(
+        targets.shape
+    )
 
 
 class ResponseLosses(NamedTuple):
@@ -105,10 +111,11 @@ class ResponseScorer:
         sums: list[float] = []
         counts: list[int] = []
         for batch in tqdm(self._loader, "scoring", leave=False, disable=None):
-            labels = batch.pop("labels").to(device)
+            batch.pop("labels")
+            targets = batch.pop("shift_labels").to(device)
             logits = model(**{name: value.to(device) for name, value in batch.items()}).logits
-            sums += token_losses(logits, labels).sum(1).tolist()
-            counts += (labels[:, 1:] != IGNORED).sum(1).tolist()
+            sums += _losses(logits, targets).sum(1).tolist()
+            counts += (targets != IGNORED).sum(1).tolist()
         tokens = [int(count) for count in in_row_order(counts, self._lengths)]
         self.last = ResponseLosses(in_row_order(sums, self._lengths), tokens)
         return self.last

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from lora_tutorial.lm.batches import make_chat_loader, pack, pad, tokenize_chats
+from lora_tutorial.lm.batches import at_answers, make_chat_loader, pack, pad, tokenize_chats
 from lora_tutorial.lm.chat import IGNORED, encode_chat, template_ids
 from lora_tutorial.lm.evaluator import ResponseScorer, token_losses
 
@@ -106,6 +106,24 @@ def test_the_comparison_would_see_a_leak(tiny):
         good, bad = model(**packed).logits, model(**packed | leak).logits
     torch.testing.assert_close(bad[0, :first], good[0, :first], atol=1e-5, rtol=1e-4)
     assert (bad[0, first:] - good[0, first:]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_logits_at_the_answers_alone_give_the_same_loss_and_gradients(tiny, packed):
+    model, tokenizer = tiny
+    whole = pack(rows(tokenizer)) if packed else pad(rows(tokenizer), tokenizer.pad_token_id)
+    short, found = at_answers(whole), []
+    for batch in (whole, short):
+        model.zero_grad()
+        output = model(**batch)
+        output.loss.backward()
+        found.append((output.loss.detach(), [p.grad.clone() for p in model.parameters()]))
+    assert output.logits.shape[1] == len(short["logits_to_keep"]) < whole["labels"].shape[1]
+    learnt = (whole["labels"][:, 1:] != IGNORED).sum()
+    assert (short["shift_labels"] != IGNORED).sum() == learnt
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
 def test_the_first_token_of_a_packed_row_is_no_ones_to_predict(tiny):
