@@ -6,9 +6,7 @@ way a grid's whole state is its files: records, checkpoints, and a lock for each
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gc
 import hashlib
 import shutil
 import time
@@ -57,7 +55,7 @@ from lora_tutorial.storage.files import (
     sha256_of,
 )
 from lora_tutorial.training.records import STEP_SERIES, RunRecord, describe_hardware, load_record
-from lora_tutorial.training.setup import check_identity, check_trackers
+from lora_tutorial.training.setup import check_identity, check_trackers, count_memory_anew
 
 #: How a run says that its learning rate was too high; a search takes it as the lowest score.
 DIVERGED = "NonFiniteLossError"
@@ -146,7 +144,7 @@ class Bench:
         return record
 
     def _train(self, job: Job) -> RunRecord:
-        _count_memory_anew()
+        count_memory_anew()
         folder, e = self.work / job.name, job.experiment
         try:
             if job.start is not None and not (self.work / job.start.name / TRAINED).is_file():
@@ -274,6 +272,7 @@ class Workers:
                 if (record := self._outcome(job, handle)) is not None:
                     ended.append((job, record))
         told, others = {job.name for job, _ in ended}, 0
+        new: list[Job] = []
         for job in todo:
             if job.name in self.running or job.name in told:
                 continue
@@ -281,16 +280,23 @@ class Workers:
                 others += 1  # by a worker whose controller was stopped, or by another command
             elif (found := self.bench.find(job)) is not None:
                 ended.append((job, found))
-            elif self.engine.workers is None or len(self.running) + others < self.engine.workers:
-                self.running[job.name] = job, self.submit(job)
+            elif self.engine.workers is None or len(self.running) + others + len(new) < self.engine.workers:
+                new.append(job)
+        for job, handle in zip(new, self.submit(new) if new else (), strict=True):
+            self.running[job.name] = job, handle
         return ended
 
-    def submit(self, job: Job) -> Any:
-        """Hand one job to submitit."""
-        if self.gpus:  # submitit shows a local job no GPU unless told: one each, in turn
-            shown = len(self.running) % self.gpus
-            self.executor.update_parameters(gpus_per_node=1, visible_gpus=(shown,))
-        return self.executor.submit(self.worker, job)
+    def submit(self, jobs: Sequence[Job]) -> list[Any]:
+        """Hand jobs to submitit; to Slurm as one array."""
+        if self.engine.kind == "slurm":
+            with self.executor.batch():
+                return [self.executor.submit(self.worker, job) for job in jobs]
+        handles = []
+        for place, job in enumerate(jobs, start=len(self.running)):
+            if self.gpus:  # submitit shows a local job no GPU unless told: one each, in turn
+                self.executor.update_parameters(gpus_per_node=1, visible_gpus=(place % self.gpus,))
+            handles.append(self.executor.submit(self.worker, job))
+        return handles
 
     def _outcome(self, job: Job, handle: Any) -> RunRecord | None:
         """The record that a job returned; ``None`` where it is to be submitted again."""
@@ -435,13 +441,3 @@ def _say_rates(grid: Grid, bench: Bench, records: Records, say: Callable[[str], 
             best = best_rate(scores)
             edge = best in (min(scores), max(scores)) and len(scores) > 1
             say(f"{task} {arm}: best rate {best} of {told}{' (at the edge)' if edge else ''}")
-
-
-def _count_memory_anew() -> None:
-    """Let the next peak be that of the next run: the process would otherwise report its highest so far."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: resets the peak resident set

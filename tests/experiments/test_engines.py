@@ -1,6 +1,5 @@
 """Grids carried out by submitit: the records of one process, through kill -9 of worker and controller."""
 
-import json
 import os
 import signal
 import stat
@@ -137,7 +136,9 @@ def test_no_more_jobs_run_than_there_are_workers_and_what_others_hold_counts(pla
     made = bench.Bench(plan(("head", "lora", "full"), seeds=(0, 1)), tmp_path / "r", tmp_path / "w", {})
     workers = Workers(made, Engine("local", 2), {"cpu": True}, print)
     handles = []
-    monkeypatch.setattr(workers, "submit", lambda job: handles.append(Handle(job)) or handles[-1])
+    monkeypatch.setattr(
+        workers, "submit", lambda jobs: handles.extend(map(Handle, jobs)) or handles[-len(jobs) :]
+    )
     todo = planned(made.grid, made.work, {})
     with bench.folder_lock(made.lock_of(todo[0])):
         assert workers.step(todo) == [] and [handle.job for handle in handles] == todo[1:2]
@@ -147,7 +148,7 @@ def test_no_more_jobs_run_than_there_are_workers_and_what_others_hold_counts(pla
     assert job is todo[1] and record.status == "finished"
     assert [handle.job for handle in handles] == [todo[1], todo[0], todo[2]]
     everything = Workers(made, Engine("local", None), {"cpu": True}, print)
-    monkeypatch.setattr(everything, "submit", Handle)
+    monkeypatch.setattr(everything, "submit", lambda jobs: [Handle(job) for job in jobs])
     everything.step(todo)
     assert len(everything.running) == len(todo), "a cluster decides for itself how many run"
 
@@ -167,24 +168,27 @@ def test_an_engines_words(monkeypatch, tmp_path):
         read_engine("local:2")
 
 
-SBATCH = """#!/bin/sh
+SBATCH = r"""#!/bin/sh
 echo "$1" >> {here}/submitted
 cp "$1" {here}/job.sh
 echo "Submitted batch job 7"
-SLURM_JOB_ID=7 SUBMITIT_EXECUTOR=slurm setsid bash "$1" > {here}/log 2>&1 &
+export SLURM_JOB_ID=7 SUBMITIT_EXECUTOR=slurm SLURM_ARRAY_JOB_ID=7
+for task in $(seq 0 $(sed -n 's/^#SBATCH --array=0-\([0-9]*\).*/\1/p' "$1")); do
+    SLURM_ARRAY_TASK_ID=$task setsid bash "$1" >> {here}/log 2>&1 &
+done
 """
 SRUN = """#!/bin/sh
 while [ "${1#-}" != "$1" ]; do case "$1" in --output|--error) shift;; esac; shift; done
-SLURM_JOB_ID=7 SLURM_NTASKS=1 SLURM_PROCID=0 exec "$@"
+SLURM_NTASKS=1 SLURM_PROCID=0 exec "$@"
 """
 SACCT = """#!/bin/sh
 echo "JobID|State|NodeList"
-echo "7|RUNNING|here"
+for task in 0 1; do echo "7_$task|RUNNING|here"; done
 """
 
 
 @pytest.mark.slow
-def test_slurm_gets_a_batch_file_with_the_settings_and_a_job_for_each_run(plan, tmp_path, monkeypatch):
+def test_slurm_gets_an_array_of_runs_with_the_settings(plan, tmp_path, monkeypatch):
     """With commands of the same names as Slurm's, of which sbatch starts the file at once."""
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -192,12 +196,11 @@ def test_slurm_gets_a_batch_file_with_the_settings_and_a_job_for_each_run(plan, 
         (tools / name).write_text(text)
         (tools / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
-    engine = "slurm:partition=short,timeout_min=90,cpus_per_task=2"
-    run_grid(plan(("head",)), tmp_path / "r", tmp_path / "w", print, engine, cpu=True)
-    run_grid(plan(("head",)), tmp_path / "r1", tmp_path / "w1", print, progress=False, cpu=True)
-    assert results(tmp_path / "r") == results(tmp_path / "r1")
+    engine, both = "slurm:partition=short,timeout_min=90,cpus_per_task=2", plan(("head",), seeds=(0, 1))
+    run_grid(both, tmp_path / "r", tmp_path / "w", print, engine, cpu=True)
+    run_grid(both, tmp_path / "r1", tmp_path / "w1", print, progress=False, cpu=True)
+    assert results(tmp_path / "r") == results(tmp_path / "r1") and len(results(tmp_path / "r")) == 2
     text = (tmp_path / "job.sh").read_text()
-    for line in ("--partition=short", "--time=90", "--cpus-per-task=2"):
+    for line in ("--partition=short", "--time=90", "--cpus-per-task=2", "--array=0-1%2"):
         assert f"#SBATCH {line}" in text
     assert len((tmp_path / "submitted").read_text().splitlines()) == 1
-    assert json.loads((tmp_path / "r" / "sst2-head-seed0.json").read_text())["status"] == "finished"
