@@ -17,6 +17,7 @@ from .analysis import costs as costs
 from .analysis.compare import Comparison as Comparison
 from .analysis.compare import bootstrap as bootstrap
 from .analysis.compare import compare as compare
+from .analysis.compare import interval as interval
 from .analysis.compare import mcnemar as mcnemar
 from .analysis.compare import verdict as verdict
 from .analysis.costs import EVERY_LINEAR as EVERY_LINEAR
@@ -132,9 +133,11 @@ from .models.roberta import WrapperOptions as WrapperOptions
 from .models.roberta import classification_loss as classification_loss
 from .pages import plots as plots
 from .pages.benchmark_plots import STYLES as STYLES
+from .pages.benchmark_plots import forest as forest
 from .pages.benchmark_plots import learning_curves as learning_curves
 from .pages.benchmark_plots import run_curves as run_curves
 from .pages.benchmark_plots import score_against_parameters as score_against_parameters
+from .pages.benchmark_plots import search_curves as search_curves
 from .pages.cost_plots import memory_split as memory_split
 from .pages.cost_plots import own_costs as own_costs
 from .pages.cost_plots import phase_costs as phase_costs

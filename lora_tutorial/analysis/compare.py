@@ -73,6 +73,14 @@ def compare(
     return Comparison(means[0] - means[1], float(low), float(high), verdict(low, high))
 
 
+def interval(
+    records: Sequence[RunRecord], split: str = "validation", seed: int = 0
+) -> tuple[float, float, float]:
+    """An arm's score, in points: the mean over its seeds, and the ends of the 95 % bootstrap interval."""
+    low, high = np.percentile(bootstrap(records, split, seed), [2.5, 97.5])
+    return 100 * float(np.mean([score_of(record, split) for record in records])), float(low), float(high)
+
+
 def average(comparisons: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Comparison:
     """The same for the mean over tasks, from each task's draws for both arms (see `bootstrap`)."""
     drawn = np.mean([first - second for first, second in comparisons.values()], axis=0)

@@ -6,7 +6,7 @@ from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 from lora_tutorial.analysis import compare as module
-from lora_tutorial.analysis.compare import average, bootstrap, compare, mcnemar, verdict
+from lora_tutorial.analysis.compare import average, bootstrap, compare, interval, mcnemar, verdict
 from lora_tutorial.training.records import RunRecord
 
 
@@ -44,6 +44,15 @@ def rows(score, n=300, right=0.8, seed=0):
     if score == "pearson":
         return gold + draw.normal(size=n), gold + draw.normal(size=n) / right
     return gold, np.where(draw.random(n) < right, gold, 1 - gold)
+
+
+def test_an_arms_interval_is_that_of_its_draws():
+    runs = [record("accuracy", *rows("accuracy", seed=seed), seed=seed) for seed in (0, 1)]
+    value, low, high = interval(runs)
+    assert value == pytest.approx(
+        100 * np.mean([r.extra["splits"]["validation"]["scores"]["accuracy"] for r in runs])
+    )
+    assert (low, high) == tuple(np.percentile(bootstrap(runs), [2.5, 97.5])) and low < value < high
 
 
 @pytest.mark.parametrize("score", METRICS)
