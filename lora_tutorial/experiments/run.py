@@ -129,7 +129,8 @@ def build_model(
         if method == "full":
             model.model.requires_grad_(True)
     model.freeze_pooler()  # nothing reads it
-    return use_fast_attention(model)
+    use_fast_attention(model)
+    return model
 
 
 def _is_by_hand(lora: LoraConfig) -> bool:
