@@ -87,7 +87,8 @@ def variant_ellipses(W: ArrayLike, A: ArrayLike, alpha: float = 4, r: int = 4) -
     first, second = torch.linalg.svdvals(weight).tolist()
     if not weight.norm(dim=1).all() or first - second < 1e-3 * first:
         raise ValueError(
-            f"variant_ellipses needs a W whose rows are not zero and whose singular values differ; got {W}."
+            "variant_ellipses needs a W whose rows are not zero and whose singular values differ; got "
+            f"{weight.tolist()}."
         )
     if alpha not in range(1, 17) or r not in RANKS:
         raise ValueError(f"alpha is a whole number from 1 to 16 and r one of {RANKS}; got {alpha} and {r}.")
