@@ -15,6 +15,11 @@ from rules import ROOT
 from lora_tutorial.storage.files import atomic_write_bytes
 
 OUT = ROOT / "_build" / "lora-from-scratch.pdf"
+#: A sheet shows every picture, those too that wait to be scrolled to.
+PICTURES = """() => Promise.all([...document.images].map(image => {
+  image.loading = "eager";
+  return image.decode().catch(() => null);
+}))"""
 NO_BROWSER = (
     f"Printing needs a browser, one of {', '.join(NAMES)}, and none is installed. "
     "On Debian: apt install chromium. Or open a page of the book and print it there."
@@ -32,6 +37,7 @@ def printed(browser: Any, url: str) -> tuple[str, bytes]:
     page = browser.new_page(color_scheme="light")
     page.goto(url, wait_until="load")
     page.evaluate("() => window.MathJax?.startup?.promise")
+    page.evaluate(PICTURES)
     title = page.evaluate("() => document.querySelector('article h1').textContent.replace(/#$/, '').trim()")
     pdf = page.pdf(format="A4", prefer_css_page_size=True, print_background=True)
     page.close()

@@ -11,7 +11,8 @@ addEventListener("load", () => {
   const fit = () => {
     for (const box of boxes) {
       box.classList.toggle("phone-figure", narrow.matches);
-      const image = box.firstChild, width = 0.45 * image.naturalWidth, wide = narrow.matches && width > box.clientWidth;
+      const image = box.firstChild, file = image.naturalWidth || Number(image.getAttribute("width"));
+      const width = 0.45 * file, wide = narrow.matches && width > box.clientWidth;
       image.style.width = wide ? `${width}px` : narrow.matches ? "100%" : "";
       for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", "Figure, scrolls sideways"]])
         wide ? box.setAttribute(name, value) : box.removeAttribute(name);

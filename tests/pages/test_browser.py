@@ -3,7 +3,7 @@
 import pytest
 from book_pages import listed_pages
 from browser import AUDITED, SCHEMES, VIEWS, audit, axe_script, code_classes, opened, show, visit
-from rules import chapters
+from rules import ROOT, chapters
 
 PAGES = [*listed_pages(), "genindex", "search"]
 CHAPTERS = [f"book/{path.stem}" for path in chapters() if path.stem[0].isdigit()]
@@ -38,8 +38,14 @@ def test_paper_shows_the_whole_page(seen):
     assert seen[1].cut_off == []
 
 
-def test_page_has_no_serious_barrier(seen):
-    assert seen[1].serious == {view: [] for view in AUDITED}
+def test_page_has_no_barrier(seen):
+    assert seen[1].barriers == {view: [] for view in AUDITED}
+
+
+def test_a_page_asks_for_each_prediction(seen):
+    name, found = seen
+    if name in CHAPTERS:
+        assert found.predictions == (ROOT / f"{name}.ipynb").read_text().count(":class: predict")
 
 
 def test_pictures_are_shown_and_their_text_says_what_they_show(seen):
@@ -124,7 +130,7 @@ def test_self_checks_explain_and_confirm_by_keyboard(browser, site, axe, scheme)
 
 
 @pytest.mark.parametrize(("scheme", "width"), VIEWS)
-def test_first_page_has_no_serious_barrier_in_any_view(browser, site, axe, scheme, width):
+def test_first_page_has_no_barrier_in_any_view(browser, site, axe, scheme, width):
     with opened(browser, site, "book/index.html", scheme=scheme) as (page, _, _):
         show(page, scheme, width)
         page.evaluate(axe)

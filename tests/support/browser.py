@@ -41,9 +41,13 @@ PICTURES = """() => [...document.querySelectorAll("article img, article svg[role
   loaded: el.tagName !== "IMG" || el.naturalWidth > 0,
 }))"""
 AXE = """([context, options]) => axe.run(context, {preload: false, resultTypes: ["violations"], ...options})
-  .then(result => result.violations.filter(v => ["serious", "critical"].includes(v.impact)).flatMap(
-    v => v.nodes.slice(0, 3).map(
-      n => `${v.id}: ${n.target} ${n.html.slice(0, 90)} ${n.any[0]?.message ?? ""}`)))"""
+  .then(result => result.violations.flatMap(v => v.nodes.slice(0, 3).map(
+    n => `${v.id}: ${n.target} ${n.html.slice(0, 90)} ${n.any[0]?.message ?? ""}`)))"""
+#: A picture that waits to be seen is loaded now.
+SEEN = """() => Promise.all([...document.images].map(image => {
+  image.loading = "eager";
+  return image.decode().catch(() => null);
+}))"""
 #: Mathematics is MathJax's to render.
 PROSE = {"exclude": [["mjx-container"]]}
 #: Thousands of coloured tokens would make axe-core slow; their colours are judged once for all pages.
@@ -61,7 +65,7 @@ def axe_script():
 
 
 def audit(page, context=PROSE, **options):
-    """What axe-core calls serious or critical on `page`, a line for each element."""
+    """What axe-core finds wrong on `page`, a line for each element."""
     return page.evaluate(AXE, [context, options])
 
 
@@ -87,6 +91,7 @@ def opened(browser, site, name, scheme="light"):
     page.goto(f"{site}/{name}", wait_until="load")
     page.evaluate("() => window.MathJax?.startup?.promise")
     page.add_style_tag(content="* { transition: none !important }")  # no colour is caught on its way
+    page.evaluate(SEEN)
     yield page, errors, outside
     page.close()
 
@@ -99,10 +104,11 @@ class Visit:
     outside: list = field(default_factory=list)
     sideways: dict = field(default_factory=dict)
     cut_off: list = field(default_factory=list)
-    serious: dict = field(default_factory=dict)
+    barriers: dict = field(default_factory=dict)
     pictures: list = field(default_factory=list)
     stuck: list = field(default_factory=list)
     boxes: int = 0
+    predictions: int = 0
     copies: list = field(default_factory=list)
     sliders: list = field(default_factory=list)
 
@@ -112,6 +118,7 @@ def visit(browser, site, name, axe):
     found = Visit()
     with opened(browser, site, f"{name}.html") as (page, errors, outside):
         found.pictures = page.evaluate(PICTURES)
+        found.predictions = predict_all(page)
         found.boxes, found.stuck = open_boxes(page)
         found.copies = list(copies(page))
         found.sliders = list(sliders(page))
@@ -123,7 +130,7 @@ def visit(browser, site, name, axe):
         page.evaluate(axe)
         for (scheme, width), options in AUDITED.items():
             show(page, scheme, width)
-            found.serious[scheme, width] = audit(page, **options)
+            found.barriers[scheme, width] = audit(page, **options)
         found.errors, found.outside = list(errors), list(outside)
     return found
 
@@ -144,6 +151,16 @@ def on_paper(page):
     found = page.evaluate(CUT_OFF)
     page.emulate_media(media="screen")
     return found
+
+
+def predict_all(page):
+    """Skip each prediction with the keyboard, so that what is folded behind it shows: how many there were."""
+    buttons = page.query_selector_all(".prediction button[type=button]")
+    for button in buttons:
+        if button.is_visible():  # a page that was here before remembers
+            button.focus()
+            page.keyboard.press("Enter")
+    return len(buttons)
 
 
 def open_boxes(page):

@@ -1,0 +1,173 @@
+"""What the build adds to a finished page, and what it leaves out of the folder."""
+
+import re
+from pathlib import Path
+
+import pytest
+from author_year import AuthorYearLabels, label
+from book_pages import listed_pages
+from bs4 import BeautifulSoup
+from finished_pages import DESCRIPTION, fewer_icons, size_of, with_sizes
+from glossary_cards import mentions
+from pybtex.database import Entry, Person
+from rules import BOOK
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + (640).to_bytes(4, "big") + (480).to_bytes(4, "big")
+ARTICLE = (
+    '<img src="logo.svg"><article class="bd-article"><img alt="a" src="a.png"><img class="hero" src="b.svg">'
+)
+
+
+def test_pictures_get_the_size_of_their_file_and_wait(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "b.svg").write_text('<svg viewBox="0 0 80 40"></svg>')
+    page = with_sizes(ARTICLE, tmp_path)
+    assert '<img src="logo.svg">' in page  # the side bar is the theme's
+    assert '<img loading="lazy" width="640" height="480" alt="a" src="a.png">' in page
+    assert '<img loading="eager" width="80" height="40" class="hero" src="b.svg">' in page
+    assert with_sizes(page, tmp_path) == page
+
+
+@pytest.mark.parametrize(
+    ("svg", "size"),
+    [
+        ('<svg viewBox="0 0 80.4 40">', (80, 40)),
+        ('<?xml version="1.0"?><svg width="72pt" height="36pt" viewBox="0 0 72 36">', (96, 48)),
+        ("<svg>", None),
+    ],
+)
+def test_a_drawing_says_its_size_in_points_or_pixels(tmp_path, svg, size):
+    (tmp_path / "x.svg").write_text(svg)
+    assert size_of(tmp_path / "x.svg") == size
+
+
+def test_icons_are_kept_by_any_of_their_names():
+    script = (
+        'var a={"sun":[512,512,[9728],"f185","M1z"],moon:[384,512,[127769,"crescent"],"f186",["M2z","M3z"]]};'
+    )
+    assert (
+        fewer_icons(script, {"crescent"})
+        == 'var a={moon:[384,512,[127769,"crescent"],"f186",["M2z","M3z"]]};'
+    )
+    assert fewer_icons(script, {"sun", "moon"}) == script
+
+
+def entry(*names, year="2022", **fields):
+    return Entry(
+        "misc", {"year": year, "title": "A title"} | fields, {"author": [Person(name) for name in names]}
+    )
+
+
+def test_keys_are_authors_and_year():
+    assert label(entry("Hu, Edward")) == "Hu, 2022"
+    assert label(entry("Ba, Jimmy", "Frey, Brendan")) == "Ba and Frey, 2022"
+    assert label(entry("Hu, Edward", "Shen, Yelong", "Wallis, Phillip")) == "Hu et al., 2022"
+    assert label(entry("{bitsandbytes contributors}")) == "bitsandbytes contributors, 2022"
+    same = [entry("Hu, Edward"), entry("Liu, Yinhan"), entry("Hu, Edward")]
+    assert list(AuthorYearLabels().format_labels(same)) == ["Hu, 2022a", "Liu, 2022", "Hu, 2022b"]
+
+
+def test_mentions_are_whole_words_and_the_longest_term_wins():
+    found = mentions(["rank", "effective rank", "MiniLM"]).findall(
+        "Ranked: minilm's effective rank, and ranks."
+    )
+    assert found == [("minilm", ""), ("effective rank", ""), ("rank", "s")]
+
+
+# --- the built book
+
+pages = pytest.mark.parametrize("name", listed_pages())
+
+
+@pytest.fixture(scope="module")
+def soup(html_folder):
+    kept = {}
+
+    def read(name):
+        if name not in kept:
+            kept[name] = BeautifulSoup(
+                (html_folder / f"{name}.html").read_text(encoding="utf8"), "html.parser"
+            )
+        return kept[name]
+
+    return read
+
+
+@pytest.mark.slow
+@pages
+def test_a_page_says_what_it_is_about(soup, name):
+    tags = {
+        tag.get("name") or tag.get("property"): tag["content"]
+        for tag in soup(name).find_all("meta", content=True)
+    }
+    assert 20 < len(tags["description"]) <= DESCRIPTION + 1
+    assert not re.search(r"[\\$`{}]", tags["description"]), tags["description"]
+    assert tags["og:description"] == tags["description"] and tags["og:title"]
+    assert {"og:type", "og:image", "twitter:card"} <= tags.keys()
+
+
+@pytest.mark.slow
+def test_no_two_chapters_describe_themselves_alike(soup):
+    about = [soup(name).find("meta", attrs={"name": "description"})["content"] for name in listed_pages()]
+    assert len(set(about)) == len(about)
+
+
+@pytest.mark.slow
+@pages
+def test_every_picture_of_a_page_has_its_size_and_its_time(soup, html_folder, name):
+    for image in soup(name).select("article img"):
+        assert image["loading"] == ("eager" if "hero" in image.get("class", []) else "lazy")
+        assert image.get("width") or "width" in image.get("style", ""), image
+
+
+@pytest.mark.slow
+def test_the_folder_has_what_pages_load_and_little_more(html_folder):
+    static = html_folder / "_static"
+
+    def size(folder):
+        return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+    assert (static / "mathjax" / "tex-chtml.js").is_file()
+    assert size(static / "mathjax") < 6e6
+    assert size(static / "scripts") < 0.4e6 and size(static / "vendor") == 0
+    assert not list(static.rglob("*.map"))
+    assert (static / "card.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_icons_that_pages_name_are_there(html_folder):
+    script = (html_folder / "_static" / "scripts" / "fontawesome.js").read_text(encoding="utf8")
+    named = {
+        name
+        for page in (html_folder / "book").glob("*.html")
+        for name in re.findall(r'<i class="fa-\w+ (?:fa-lg )?fa-([\w-]+)', page.read_text(encoding="utf8"))
+    }
+    assert len(named) > 5
+    for name in named:
+        assert re.search(rf'"?\b{name}"?:\[\d+,\d+,|"{name}"', script), name
+
+
+@pytest.mark.slow
+def test_the_bibliography_has_no_cryptic_key(soup):
+    keys = [key.get_text() for key in soup("book/bibliography").select(".citation .label")]
+    assert len(keys) > 30
+    for key in keys:
+        assert re.search(r"\w+.*, \d{4}[a-z]?", key), key
+
+
+@pytest.mark.slow
+def test_each_link_to_a_term_has_a_card(soup, html_folder):
+    cards = (html_folder / "_static" / "glossary.js").read_text(encoding="utf8")
+    assert not re.search(r"\\[a-zA-Z]|[$_]\{|\{cite", cards.replace('\\"', ""))
+    linked = [
+        (name, link["href"].partition("#")[2])
+        for name in listed_pages()
+        for link in soup(name).select('article p a[href*="#term-"]')
+    ]
+    assert len({name for name, _ in linked}) >= 15
+    for name, term in linked:
+        assert f'"{term}": ' in cards, (name, term)
+
+
+def test_the_glossary_card_is_plain_text():
+    assert (BOOK / "_static" / "terms.js").read_text().count("innerHTML") == 0
