@@ -57,7 +57,7 @@ def encode_chat(
         if message["role"] != "assistant" or (last_only and turn < len(messages) - 1):
             continue
         prompt = template_ids(messages[:turn], tokenizer, answer=True)
-        through = template_ids(messages[: turn + 1], tokenizer)
+        through = ids if turn == len(messages) - 1 else template_ids(messages[: turn + 1], tokenizer)
         if ids[: len(prompt)] != prompt or ids[: len(through)] != through:
             raise ValueError(
                 "This chat template changes what it wrote when a conversation goes on, so it does not tell "
