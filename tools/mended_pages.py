@@ -7,14 +7,15 @@ a page the same id, and that of every solution. In the corner of a table pandas 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 MENDED = {
     ' role="doc-biblioentry"': ' role="listitem"',
     ' id="exercise-content"': "",
     ' id="solution-content"': "",
-    "<th></th>": "<td></td>",
 }
+EMPTY_HEADING = re.compile(r"<th((?: [^>]*)?)></th>")
 
 
 def mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
@@ -22,6 +23,7 @@ def mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], do
     if "body" in context:
         for wrong, right in MENDED.items():
             context["body"] = context["body"].replace(wrong, right)
+        context["body"] = EMPTY_HEADING.sub(r"<td\1></td>", context["body"])
 
 
 def setup(app: Any) -> dict[str, bool]:
