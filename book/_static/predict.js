@@ -13,15 +13,11 @@ document.addEventListener("DOMContentLoaded", () => {
     remove: key => { try { localStorage.removeItem(key); } catch { /* nothing was kept */ } },
   };
 
-  // The answer: all that follows in the section, to the text after the first output.
+  // The answer: the rest of the section, to its first part, the next question or an exercise. A later cell tells it too.
   const answerOf = box => {
     const found = [];
-    let shown = false, told = false;
     for (let next = box.nextElementSibling; next; next = next.nextElementSibling) {
-      const cell = next.matches(".cell");
-      if (next.matches("section, .predict, .exercise, .solution") || (cell && told)) break;
-      if (shown && !cell) told = true;
-      if (cell && next.querySelector(".cell_output")) shown = true;
+      if (next.matches("section, .predict, .exercise, .solution")) break;
       found.push(next);
     }
     return found;
@@ -50,7 +46,7 @@ document.addEventListener("DOMContentLoaded", () => {
         element("label", {}, element("input", { type: "radio", name, value }), element("span", { textContent: value }))))
       : element("label", {}, "Your prediction ", element("input", { type: "text", name, autocomplete: "off" }));
     const skip = element("button", { type: "button", textContent: "Just show me" });
-    const said = element("p", { role: "status" });
+    const said = element("p", { role: "status" }), hint = "The rest of this section unfolds with your answer.";
     const form = element("form", { className: "prediction", noValidate: true }, fields,
       element("div", {}, element("button", { type: "submit", textContent: "Show the answer" }), skip), said);
     const again = element("button", { type: "button", textContent: "Ask me again" });
@@ -69,7 +65,7 @@ document.addEventListener("DOMContentLoaded", () => {
       folded.setAttribute("hidden", "until-found");
       form.hidden = false;
       kept.hidden = true;
-      said.textContent = "";
+      said.textContent = hint;
     };
     const decide = value => {
       memory.set(key, value);

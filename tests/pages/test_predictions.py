@@ -73,7 +73,8 @@ def test_a_question_that_names_its_choices_lets_one_choose(browser, site):
 @pytest.mark.parametrize(
     ("name", "place", "choices"),
     [
-        ("01_why_low_rank", 2, ["300", "30", "3", "less than 3"]),
+        ("01_why_low_rank", 0, ["much worse", "a little worse", "about as well"]),
+        ("01_why_low_rank", 3, ["300", "30", "3", "less than 3"]),
         ("07_merging", 0, ["none", "a handful", "a few per cent"]),
         ("09_qlora", 0, ["about 60", "120", "190 MiB"]),
         ("09_qlora", 1, ["an error", "a warning", "nothing"]),
@@ -93,6 +94,17 @@ def test_a_link_into_an_answer_and_a_search_in_the_page_unfold_it(browser, site)
         page.evaluate("location.hash = '#inside'")
         page.wait_for_function("!document.querySelector('.prediction-answer').hasAttribute('hidden')")
         assert shown(page, 0)
+
+
+def test_no_later_cell_of_a_section_tells_the_answer(browser, site):
+    with fresh(browser, site, "book/07_merging.html") as page:
+        after = page.eval_on_selector_all(
+            ".prediction-answer",
+            "all => all.map(el => el.nextElementSibling?.matches('section, .predict, .exercise, .solution'))",
+        )
+        assert len(after) == 3 and set(after) <= {None, True}
+        section = page.query_selector(".predict").evaluate_handle("el => el.closest('section')").as_element()
+        assert not any(cell.is_visible() for cell in section.query_selector_all(":scope > .cell"))
 
 
 def test_paper_shows_every_answer(browser, site):
