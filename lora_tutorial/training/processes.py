@@ -132,6 +132,7 @@ class Sharded:
                 if entries is not None:  # in place: a handle that removes a hook holds the dictionary
                     vars(module)[name].clear()
                     vars(module)[name].update(entries)
+        self.model.cpu()  # the buffers too
 
     def close(self) -> None:
         """Leave accelerate's state, which outlives a run, as it was before."""
