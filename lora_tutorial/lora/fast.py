@@ -64,7 +64,8 @@ def use_fast_layers(model: nn.Module) -> nn.Module:
 def in_working_precision(x: Tensor, weight: Tensor) -> tuple[Tensor, torch.dtype]:
     """``x`` and the type of the products: autocast's where that is on, else that of the weight."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:  # which autocast leaves alone
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # "meta" has none
+    if not casts or x.dtype == torch.float64:  # which autocast leaves alone
         return x, weight.dtype
     dtype = torch.get_autocast_dtype(kind)
     return x.to(dtype), dtype

@@ -130,6 +130,13 @@ def test_a_base_in_half_precision_keeps_single_precision_factors():
         fast(x.float())  # as any layer in half precision does
 
 
+def test_a_training_step_runs_on_the_meta_device_where_shapes_are_counted():
+    layer = FastLoraLinear.from_linear(nn.Linear(24, 17, device="meta"), LoraConfig(r=3)).train()
+    y = layer(torch.empty(5, 24, device="meta", requires_grad=True))
+    y.sum().backward()
+    assert y.shape == (5, 17) and layer.lora_B.grad.shape == (17, 3)
+
+
 @pytest.mark.slow
 def test_compiled_it_is_one_graph_with_the_same_numbers():
     _, fast = pair()
