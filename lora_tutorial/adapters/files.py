@@ -267,12 +267,16 @@ def _load_base(
     return load_encoder(name, model_class=model_class, id2label=labels).model
 
 
-def stored_adapters() -> dict[str, Path]:
-    """The folder of each adapter that comes with the book, by task, in order of name.
+def stored_adapters(base: str | None = None) -> dict[str, Path]:
+    """The folder of each adapter that comes with the book, by task, in order of name; of one base, if named.
 
     They are in ``benchmarks/adapters`` of the repository; an installed package carries a copy.
     """
-    return {path.parent.name: path.parent for path in sorted(bundled_folder("shipped").glob(f"*/{SETTINGS}"))}
+    paths = sorted(bundled_folder("shipped").glob(f"*/{SETTINGS}"))
+    found = {path.parent.name: path.parent for path in paths}
+    if base is None:
+        return found
+    return {task: folder for task, folder in found.items() if read_adapter(folder)[0]["base"]["name"] == base}
 
 
 def stored_adapter(task: str) -> Path:

@@ -27,7 +27,7 @@ from lora_tutorial.training.records import load_record
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = stored_adapters()
-ON_SHELF = {task: folder for task, folder in SHIPPED.items() if not get_task(task).generative}
+ON_SHELF = stored_adapters("minilm")
 TABLES = [task for task in ON_SHELF if not get_task(task).extractive]
 READERS = [task for task in SHIPPED if get_task(task).extractive]
 PREDICTED = json.loads(Path(__file__).with_name("shipped_predictions.json").read_text())

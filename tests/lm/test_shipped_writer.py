@@ -9,8 +9,7 @@ from lora_tutorial import load_adapter, load_task, tokenize_chats
 from lora_tutorial.adapters.files import stored_adapters
 from lora_tutorial.data.tasks import get_task
 from lora_tutorial.experiments.ship import CARD
-from lora_tutorial.lm.evaluator import ResponseScorer
-from lora_tutorial.lm.generate import write_and_compare
+from lora_tutorial.lm.evaluator import ResponseScorer, write_and_compare
 from lora_tutorial.training.records import load_record
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
