@@ -1,4 +1,4 @@
-"""A conversation token by token: what is learnt, and what each guess costs."""
+"""A conversation token by token: what counts in the loss, and what each guess costs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def loss_by_token(
     Raises
     ------
     ValueError
-        If the lengths do not fit together, no token is learnt, or a loss is not finite.
+        If the lengths do not fit together, no token counts in the loss, or a loss is not finite.
     """
     lengths = {"pieces": len(pieces), "ids": len(ids), "labels": len(labels)}
     lengths |= {name: len(values) + 1 for name, values in losses.items()}
@@ -44,11 +44,13 @@ def loss_by_token(
         )
     learnt = [place for place, label in enumerate(labels) if place and label != _IGNORED]
     if not learnt or not all(np.isfinite(values).all() for values in losses.values()):
-        raise ValueError("loss_by_token needs a token that is learnt, after the first, and finite losses.")
+        raise ValueError(
+            "loss_by_token needs a token that counts in the loss, after the first, and finite losses."
+        )
     means = {
         name: (np.take(values, np.array(learnt) - 1), np.array(values)) for name, values in losses.items()
     }
-    static = f"{len(learnt)} of {len(ids)} tokens are learnt. Mean loss " + "; ".join(
+    static = f"{len(learnt)} of {len(ids)} tokens count in the loss. Mean loss " + "; ".join(
         f"{name}: {masked.mean():.2f} with the prompt masked, {whole.mean():.2f} without"
         for name, (masked, whole) in means.items()
     )

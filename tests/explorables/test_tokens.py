@@ -40,11 +40,11 @@ def test_the_mean_in_the_page_is_the_packages_loss(page, name, masked, labels):
 @pytest.mark.slow
 def test_both_switches_work_by_keyboard_and_change_the_mean(page):
     press(page, "before")
-    assert said(page, "loss_by_token") == "Before: 3 of 6 tokens are learnt, and their mean loss is 3.00."
+    assert said(page, "loss_by_token") == "Before: 3 of 6 tokens count in the loss, and their mean is 3.00."
     press(page, "after")
-    assert said(page, "loss_by_token") == "After: 3 of 6 tokens are learnt, and their mean loss is 2.00."
+    assert said(page, "loss_by_token") == "After: 3 of 6 tokens count in the loss, and their mean is 2.00."
     press(page, "Mask the prompt")
-    assert "all 5 tokens after the first are learnt, and their mean loss is 2.60" in said(
+    assert "all 5 tokens after the first count in the loss, and their mean is 2.60" in said(
         page, "loss_by_token"
     )
     assert "make up 60 % of them" in said(page, "loss_by_token")
@@ -77,7 +77,7 @@ def test_a_token_tells_its_number_label_and_loss(page):
 def test_the_sentence_without_scripts_has_all_four_means():
     page = loss_by_token(PIECES, IDS, LABELS, LOSSES).data
     found = re.search(r"<output[^>]*>(.*?)</output>", page)[1]
-    assert found.startswith("3 of 6 tokens are learnt.")
+    assert found.startswith("3 of 6 tokens count in the loss.")
     assert re.findall(r"\d\.\d\d", found) == ["3.00", "3.30", "2.00", "2.60"]
 
 
@@ -87,7 +87,7 @@ def test_the_sentence_without_scripts_has_all_four_means():
         ({"pieces": PIECES[:-1]}, "a text, a number and a label"),
         ({"losses": {"one": [1.0] * 6}}, "for each but the first"),
         ({"losses": {}}, "for each but the first"),
-        ({"labels": [1] + [-100] * 5}, "needs a token that is learnt"),
+        ({"labels": [1] + [-100] * 5}, "needs a token that counts in the loss"),
         ({"losses": {"one": [np.inf] * 5}}, "finite"),
     ],
 )
