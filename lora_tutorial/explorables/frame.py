@@ -1,4 +1,4 @@
-"""The frame of every figure to touch: its data as JSON, its texts escaped, the style that all share.
+"""The frame of every figure to touch: its data as JSON, its texts escaped, what all of them share.
 
 A figure is one piece of HTML and JavaScript without a library. It asks for nothing, so it works from a file,
 it works by keyboard, and without scripts it says the same in a sentence.
@@ -37,4 +37,5 @@ def touch(kind: str, data: dict[str, Any], **texts: str) -> HTML:
     page = template(kind).replace("@DATA@", json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
     for mark, text in texts.items():
         page = page.replace(f"@{mark}@", html.escape(text))
-    return HTML(f'<figure class="touch" data-kind="{kind}">\n{template("touch")}\n{page}\n</figure>')
+    body = "\n".join((template("touch"), page, template("values")))
+    return HTML(f'<figure class="touch" data-kind="{kind}">\n{body}\n</figure>')

@@ -47,6 +47,33 @@ def test_figures_have_no_barrier_and_fit_a_phone(page, scheme):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", FIGURES)
+def test_a_slider_shows_its_value_in_its_label(page, kind):
+    figure = page.query_selector(f"[data-kind={kind}]")
+    for slider in figure.query_selector_all("input[type=range]"):
+        label = slider.evaluate_handle("slider => slider.closest('label')").as_element()
+        for key in ("Home", "End"):
+            slider.press(key)
+            told = slider.get_attribute("aria-valuetext") or f"{float(slider.input_value()):.3g}"
+            assert label.inner_text().split(": ")[-1].strip() == told.replace("-", "\u2212")
+
+
+@pytest.mark.slow
+def test_what_is_under_the_pointer_does_not_look_pressed(page):
+    mask = page.locator("[data-kind=loss_by_token] [data-do=mask]")
+    look = (
+        "button => [getComputedStyle(button).backgroundColor, getComputedStyle(button, '::before').content]"
+    )
+    assert mask.get_attribute("aria-pressed") == "true"
+    on = mask.evaluate(look)
+    mask.click()  # and the pointer stays
+    assert mask.get_attribute("aria-pressed") == "false"
+    off = mask.evaluate(look)
+    mask.click()
+    assert "\u2713" in on[1] and off == ["rgba(0, 0, 0, 0)", "none"] and on[0] != off[0]
+
+
+@pytest.mark.slow
 def test_paper_shows_the_whole_figure(page):
     assert on_paper(page) == []
 

@@ -73,6 +73,29 @@ def test_an_adapter_opens_at_zero_and_doubling_alpha_doubles_what_it_adds(page):
     assert page.get_by_label("A, row 2, column 1").is_disabled()
 
 
+@pytest.mark.slow
+def test_the_largest_numbers_fit_their_cells(page):
+    figure = "[data-kind=adapter_arithmetic]"
+    page.locator(f"{figure} [data-in=alpha]").fill("16")
+    page.select_option(f"{figure} [data-in=rank]", "1")
+    for name in ("B, row 1, column 1", "A, row 1, column 1"):
+        page.get_by_label(name).fill("-123.45" if name[0] == "B" else "8.95")
+    assert page.get_by_label("B, row 1, column 1").input_value() == "-9"
+    cells = "cells => cells.filter(cell => cell.scrollWidth > cell.clientWidth).map(cell => cell.textContent)"
+    assert page.locator(f"{figure} b").evaluate_all(cells) == []
+    assert "\u22121288.8" in page.inner_text(f"{figure} [data-part=update]")
+
+
+@pytest.mark.slow
+def test_an_ellipse_that_leaves_its_frame_is_called_off_scale(page):
+    figure = "[data-kind=variant_ellipses]"
+    for name, value in {"b1": "1", "b2": "1", "r": "0", "alpha": "1"}.items():
+        page.locator(f"{figure} [data-in={name}]").fill(value)
+    assert "off scale" not in said(page, "variant_ellipses")
+    page.locator(f"{figure} [data-in=alpha]").fill("16")
+    assert "off scale" in said(page, "variant_ellipses").split("; ")[0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
