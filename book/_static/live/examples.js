@@ -3,7 +3,7 @@
 const TASKS = {
   sst2: {
     title: "Good or bad?",
-    about: "Does a remark about a film praise it?",
+    about: "Is this remark positive?",
     fields: ["A remark about a film"],
     labels: { negative: "bad", positive: "good" },
     examples: [
@@ -56,7 +56,7 @@ const TASKS = {
     about: "Where in a paragraph is the answer to a question?",
     fields: ["A question", "A paragraph that holds the answer"],
     labels: {},
-    examples: ["How tall is the tower?", "Who designed the tower?", "When did it open?"].map(question => [
+    examples: ["How tall is the tower?", "Who designed the tower?", "When was the lamp first lit?"].map(question => [
       question,
       "The lighthouse at Cape Merrow was designed by Anna Lindqvist and built from local granite. Work began in 1871 " +
         "and took six years; the lamp was first lit in March 1877. The tower is 42 metres tall and stands on a reef " +
@@ -70,9 +70,15 @@ function howGood({ scores, scoredOn, labels }) {
   const of100 = share => `${Math.round(100 * share)} of 100`;
   const rows = scoredOn === "test" ? "test rows" : "validation rows";
   if ("matthews" in scores)
-    return `Matthews correlation ${scores.matthews.toFixed(2)} on the ${rows}: 0 would be guessing, 1 perfect.`;
+    return (
+      `Matthews correlation ${scores.matthews.toFixed(2)} on the ${rows}: 0 would be guessing, 1 perfect.` +
+      (scores.matthews < 0.6 ? " It lets many mistakes pass that you would hear at once." : "")
+    );
   if ("accuracy" in scores)
-    return `Right in ${of100(scores.accuracy)} ${rows}; a coin would be in ${of100(1 / labels.length)}.`;
+    return (
+      `Right in ${of100(scores.accuracy)} ${rows}; a coin would be in ${of100(1 / labels.length)}.` +
+      (scores.accuracy < 1 / labels.length + 0.1 ? " So it has hardly learnt the task, and its answers tell you little." : "")
+    );
   if ("pearson" in scores) return `Correlation with people's ratings ${scores.pearson.toFixed(2)} on the ${rows}; 1 would be perfect.`;
   return `Finds the exact answer to ${of100(scores.exact_match / 100)} questions of the ${rows}.`;
 }
