@@ -1,5 +1,6 @@
 """The page "Try it" in a browser: the right tokens and logits, from a folder and a server, by keyboard."""
 
+import json
 import re
 import time
 from pathlib import Path
@@ -277,6 +278,80 @@ def test_every_control_works_by_keyboard(browser, address):
     page.fill("textarea", "  ")
     page.wait_for_function("() => document.querySelector('[data-part=said]').textContent.startsWith('Type')")
     assert page.errors == []
+    page.context.close()
+
+
+def test_an_experiment_sets_every_control_and_the_answer_says_what_it_changed(browser, address):
+    page, mine = load(open_page(browser, address)), "She have sleeping him the."
+    buttons = page.query_selector_all("button[data-live]")
+    starts = [json.loads(button.get_attribute("data-live")) for button in buttons]
+    changed = ["alpha 0", "", "rank 1", "NF4, rounded", "", ""]
+    for button, start, note in zip(buttons, starts, changed, strict=True):
+        before = {"task": "sst2", "texts": [mine], "settings": {"on": False, "alpha": 2, "base": "int8"}}
+        page.evaluate("state => loraLive.use(state)", before)
+        assert page.inner_text("[data-part=changed]") == "changed: 8 bits, adapter off"
+        said_after(page, button.click)
+        assert page.evaluate("loraLive.settings") == AS_SHIPPED | start.get("settings", {})
+        assert page.evaluate("loraLive.task") == start["task"]
+        text = mine if start.get("carry") else start.get("texts", ["How tall is the tower?"])[0]
+        assert page.input_value("textarea >> nth=0") == text
+        assert page.evaluate("document.activeElement.dataset.part") == "answer"
+        assert page.inner_text("[data-part=changed]") == (f"changed: {note}" if note else "")
+    flips = [ask(page, "sst2", starts[0]["texts"], alpha=alpha)["probabilities"][1] for alpha in (0, 1)]
+    assert flips[0] > 0.5 > flips[1]  # the answer changes sides, as the first experiment promises
+    page.context.close()
+
+
+def test_a_swap_clears_the_old_answer_and_a_changed_adapter_is_marked_against_the_trained_one(
+    browser, address
+):
+    page = load(open_page(browser, address))
+    old = page.evaluate(
+        """() => { const done = loraLive.use({task: "cola", texts: ["A new one."], settings: {base: "nf4"}});
+          const part = name => loraLive.part(name).textContent;
+          return [part("said"), part("picture"), part("tokens")]; }"""
+    )
+    assert old == ["computing…", "", ""]
+    page.wait_for_selector(".live-before")  # though this text has not been read as trained
+    marks = page.eval_on_selector_all(
+        ".live-before", "all => all.map(mark => Number(mark.style.getPropertyValue('--share')))"
+    )
+    assert marks == ask(page, "cola", ["A new one."])["probabilities"]
+    page.context.close()
+
+
+def test_bars_begin_at_one_place_and_a_class_keeps_its_colour(browser, address):
+    page = load(open_page(browser, address))
+
+    def bars(text):
+        page.evaluate("text => loraLive.use({task: 'sst2', texts: [text]})", text)
+        return page.evaluate(
+            """() => [...document.querySelectorAll(".live-fill")].map(fill => [
+              fill.parentElement.getBoundingClientRect().x, fill.parentElement.clientWidth,
+              getComputedStyle(fill).backgroundColor])"""
+        )
+
+    bad, good = bars("An awful, tedious film."), bars("A wonderful, warm film.")
+    assert page.inner_text("[data-part=said]").startswith("good")
+    assert bad == good and bad[0][:2] == bad[1][:2] and bad[0][2] != bad[1][2]
+    assert bad[0][1] > 100
+    page.context.close()
+
+
+def test_an_unlikely_span_is_called_a_guess(browser, address):
+    page, asked = load(open_page(browser, address)), {}
+    page.evaluate("loraLive.use({task: 'squad'})")
+    examples = page.query_selector_all("[data-part=examples] button")
+    assert "March 1877" in said_after(page, examples[-1].click)
+    for question in ("When was the lamp first lit?", "Why do cats purr?"):
+        page.evaluate("text => loraLive.use({texts: [text, loraLive.texts.squad[1]]})", question)
+        said, likely = (
+            page.inner_text("[data-part=said]"),
+            page.evaluate("loraLive.result.spans[0].probability"),
+        )
+        asked[question] = said.startswith("no clear answer; best guess: “")
+        assert asked[question] == (likely < 0.2)
+    assert list(asked.values()) == [False, True]
     page.context.close()
 
 

@@ -4,6 +4,8 @@ const FOLDER = new URL("data/", document.currentScript.src).href;
 const AS_TRAINED = { on: true, alpha: 1, rank: 8, merge: "apart", base: "full" };
 const WAIT = 250; // milliseconds without a change before a text is read
 
+const isTrained = settings => Object.keys(AS_TRAINED).every(name => settings[name] === AS_TRAINED[name]);
+
 class Page {
   constructor(root, client) {
     Object.assign(this, { root, client, task: "sst2", settings: { ...AS_TRAINED }, layer: "all", known: new Map() });
@@ -27,8 +29,17 @@ class Page {
     return this.client.meta.tasks[this.task];
   }
 
+  // Set every control to where an experiment starts: its own text, the reader's (`carry`), or the first example.
+  start({ task, texts, carry, settings = {} }) {
+    const [own] = this.texts[this.task];
+    const reading = this.use({ task, texts: carry && own.trim() ? [own] : (texts ?? TASKS[task].examples[0]), settings });
+    this.part("answer").focus();
+    return reading;
+  }
+
   // Set task, texts and settings from outside: an example, an experiment.
   use({ task = this.task, texts, settings }) {
+    if (task !== this.task) this.clear();
     this.task = task;
     if (texts) this.texts[task] = [...texts];
     if (settings) this.settings = { ...AS_TRAINED, ...settings };
@@ -91,8 +102,7 @@ class Page {
     for (const input of this.root.querySelectorAll('[name="live-merge"]')) input.disabled = !on;
     this.part("alpha").textContent = `${alpha.toFixed(2)} times as trained`;
     this.part("rank").textContent = `${rank} of ${this.about.rank} directions, ${numbers.toLocaleString("en-GB")} numbers`;
-    const trained = Object.keys(AS_TRAINED).every(name => this.settings[name] === AS_TRAINED[name]);
-    this.part("reset").disabled = trained;
+    this.part("reset").disabled = isTrained(this.settings);
     this.part("head").hidden = on && alpha > 0;
     this.part("head").textContent = this.about.alsoTrained
       ? "What you see now is the base with the task’s head, biases and layer norms: the update alone is off."
@@ -108,26 +118,48 @@ class Page {
   async read() {
     clearTimeout(this.timer);
     const { task, about, settings } = this, texts = [...this.texts[task]], empty = texts.findIndex(text => !text.trim());
-    if (empty >= 0) return this.say(`Type something under “${TASKS[task].fields[empty]}”.`);
     const question = { kind: "run", task, texts, settings: { ...settings } }, began = (this.latest = {});
+    if (empty >= 0) {
+      this.root.setAttribute("aria-busy", "false");
+      this.clear();
+      return this.say(`Type something under “${TASKS[task].fields[empty]}”.`);
+    }
+    this.part(this.result ? "facts" : "said").textContent = "computing…";
     const progress = share => this.latest === began && this.root.style.setProperty("--live-progress", share);
     this.root.setAttribute("aria-busy", "true");
     try {
       const result = await this.client.ask(question, [], progress);
       if (!result || this.latest !== began) return null;
-      this.show(result, texts, about);
+      this.show(result, texts, question.settings);
+      await this.compare(question, began);
       return result;
     } catch (error) {
-      if (this.latest === began) this.say(error.message);
+      if (this.latest === began) {
+        this.clear();
+        this.say(error.message);
+      }
       return null;
     } finally {
       if (this.latest === began) this.root.setAttribute("aria-busy", "false");
     }
   }
 
-  show(result, texts, about) {
-    const key = JSON.stringify([this.task, texts]), { settings, known } = this;
-    if (Object.keys(AS_TRAINED).every(name => settings[name] === AS_TRAINED[name])) known.set(key, result);
+  // Have the same text read as trained too, unless that is known, and mark it in the picture.
+  async compare({ task, texts, settings }, began) {
+    this.root.setAttribute("aria-busy", "false");
+    const key = JSON.stringify([task, texts]), { result } = this;
+    if (this.about.spans || this.known.has(key)) return;
+    const trained = await this.client.ask({ kind: "run", task, texts, settings: { ...AS_TRAINED } });
+    if (trained) this.known.set(key, trained);
+    if (trained && this.latest === began) this.show(result, texts, settings);
+  }
+
+  show(result, texts, settings) {
+    const key = JSON.stringify([this.task, texts]), { known, about } = this;
+    if (isTrained(settings)) known.set(key, result);
+    const changed = changes(settings, about);
+    this.part("changed").hidden = !changed;
+    this.part("changed").textContent = changed && `changed: ${changed}`;
     const { sentence, picture } = drawAnswer(result, texts, about, TASKS[this.task], known.get(key));
     this.say(sentence);
     this.part("picture").replaceChildren(picture);
@@ -141,6 +173,13 @@ class Page {
 
   showTokens() {
     if (this.result) this.part("tokens").replaceChildren(...drawTokens(this.result, this.layer));
+  }
+
+  // No answer: the last one is of another task, or of a text that is no longer there.
+  clear() {
+    this.result = null;
+    for (const name of ["said", "facts", "picture", "tokens"]) this.part(name).replaceChildren();
+    for (const name of ["changed", "key"]) this.part(name).hidden = true;
   }
 
   say(sentence) {
@@ -190,8 +229,8 @@ function start() {
   for (const experiment of document.querySelectorAll("button[data-live]")) {
     experiment.disabled = true;
     experiment.addEventListener("click", () => {
-      loraLive.use(JSON.parse(experiment.dataset.live));
       root.scrollIntoView({ block: "start" });
+      loraLive.start(JSON.parse(experiment.dataset.live));
     });
   }
 }

@@ -13,11 +13,12 @@ function element(tag, attributes = {}, ...children) {
 const percent = share => (share > 0.999 && share < 1 ? "over 99.9 %" : share < 0.001 && share > 0 ? "under 0.1 %" : `${(100 * share).toFixed(1)} %`);
 const seconds = milliseconds => `${(milliseconds / 1000).toFixed(milliseconds < 995 ? 2 : 1)} s`;
 
-// One line of a chart: name, bar, value; `before` is a mark where the adapter as trained would be.
-function bar(name, share, value, before, winner) {
+// One line of a chart: name, bar, value; `before` is a mark where the adapter as trained would be. A class keeps
+// its colour, the first or the second, and the winner's value is bold.
+function bar(name, share, value, before, winner, second) {
   const track = element("span", { class: "live-track", "aria-hidden": "true" }, element("span", { class: "live-fill", "--share": share }));
   if (before !== undefined) track.append(element("span", { class: "live-before", "--share": before }));
-  return element("li", winner ? { class: "live-winner" } : {}, element("span", { class: "live-name" }, name), track, element("span", { class: "live-value" }, value));
+  return element("li", { class: [winner && "live-winner", second && "live-second"].filter(Boolean).join(" ") }, element("span", { class: "live-name" }, name), track, element("span", { class: "live-value" }, value));
 }
 
 // The answer as a sentence and a picture: {sentence, picture}. `trained` is the result at the adapter's own settings.
@@ -26,16 +27,18 @@ function drawAnswer(result, texts, about, words, trained) {
   if (about.range) {
     const [low, high] = about.range, share = value => Math.min(1, Math.max(0, (value - low) / (high - low)));
     const value = result.logits[0], before = trained && share(trained.logits[0]);
-    const rows = [bar("likeness", share(value), value.toFixed(2), before, true)];
+    const rows = [bar("likeness", share(value), value.toFixed(2), before, true, true)];
     return { sentence: `${value.toFixed(2)} on a scale from ${low} to ${high}`, picture: element("ul", { class: "live-bars" }, ...rows) };
   }
   const best = result.probabilities.indexOf(Math.max(...result.probabilities));
   const rows = result.probabilities.map((share, k) =>
-    bar(words.labels[about.labels[k]], share, percent(share), trained?.probabilities[k], k === best),
+    bar(words.labels[about.labels[k]], share, percent(share).replace("over", ">").replace("under", "<"), trained?.probabilities[k], k === best, k === 1),
   );
   const sentence = `${words.labels[about.labels[best]]}, ${percent(result.probabilities[best])}`;
   return { sentence, picture: element("ul", { class: "live-bars" }, ...rows) };
 }
+
+const LEAST_CLEAR = 0.2; // the probability of a span below which it is called a guess
 
 // The paragraph with its answer marked, and the runners-up.
 function drawSpans({ spans }, paragraph) {
@@ -43,7 +46,8 @@ function drawSpans({ spans }, paragraph) {
   const quoted = ({ start, end, probability }) => `“${paragraph.slice(start, end)}” (${percent(probability)})`;
   const picture = element("div", {}, element("p", { class: "live-paragraph" }, paragraph.slice(0, start), element("mark", {}, answer), paragraph.slice(end)));
   if (others.length) picture.append(element("p", { class: "live-note" }, `Next best: ${others.map(quoted).join(", ")}`));
-  return { sentence: `“${answer}”, ${percent(probability)}`, picture };
+  const unsure = probability < LEAST_CLEAR ? "no clear answer; best guess: " : "";
+  return { sentence: `${unsure}“${answer}”, ${percent(probability)}`, picture };
 }
 
 // For each token how far query and value were moved, as a share of what the base gives; darker is further.
@@ -57,6 +61,14 @@ function drawTokens({ tokens, changed }, layer) {
   return tokens.map((token, t) =>
     element("li", {}, element("span", { class: "live-token" }, token), cell("query", mean("query", t)), cell("value", mean("value", t))),
   );
+}
+
+// What of the settings is not as trained, in a few words; empty where nothing is.
+function changes({ on, alpha, rank, merge, base }, about) {
+  const update = on
+    ? [alpha !== 1 && `alpha ${alpha}`, rank < about.rank && `rank ${rank}`, { merged: "merged", rounded: "rounded" }[merge]]
+    : ["adapter off"];
+  return [{ int8: "8 bits", nf4: "NF4" }[base], ...update].filter(Boolean).join(", ");
 }
 
 // Radio buttons that look like one row of keys.
