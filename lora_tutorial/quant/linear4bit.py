@@ -132,12 +132,15 @@ def inject_lora_4bit(model: nn.Module, config: LoraConfig) -> nn.Module:
 def quantize_linears(model: nn.Module) -> nn.Module:
     """Hold every ``nn.Linear`` of a model in NF4 with quantised scales, computing in float32. In place.
 
+    The output embedding stays as it is, as in transformers: it is often one tensor with the input embedding.
+
     What ``BitsAndBytesConfig`` does while it loads a checkpoint (QLoRA, section 3), for a model that is there
     already. Biases stay as they are.
     """
     settings: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
+    output = getattr(model, "get_output_embeddings", lambda: None)()
     for name, linear in list(model.named_modules()):
-        if type(linear) is nn.Linear:
+        if type(linear) is nn.Linear and linear is not output:
             layer = Linear4bit(
                 linear.in_features, linear.out_features, linear.bias is not None, torch.float32, **settings
             )

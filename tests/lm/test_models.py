@@ -194,3 +194,11 @@ def test_a_base_in_four_bits_keeps_its_codes_when_it_is_scored_before_it_trains(
 def test_a_variant_that_has_no_form_in_four_bits_is_not_passed_over(tiny_folder):
     with pytest.raises((TypeError, ValueError)):
         build_lm(tiny_folder, variant="dora", bits=4)
+
+
+def test_on_a_4_bit_base_the_output_embedding_stays_whole_and_tied(smollm2):
+    model = build_lm("smollm2", lora=LM_LORA, bits=4)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.weight.dtype == torch.float32 and type(model.lm_head) is torch.nn.Linear
+    rounded = [m for m in model.modules() if type(m).__name__.endswith("inear4bit")]
+    assert len(rounded) == 7 * 30, "every linear layer of thirty blocks, and no other"
