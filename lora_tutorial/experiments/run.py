@@ -91,7 +91,7 @@ def build_model(
         Set before head and adapters are drawn.
     lora, variant, bits
         As for `Experiment`. Plain LoRA on query and value is the attention written by hand, in the form that
-        trains fast (`FastLoraRobertaSelfAttention`); anything else is injected.
+        trains fast (`use_fast_attention`); anything else is injected.
     **options
         Further options of `LoraWrapperRoberta`, such as ``head`` and ``pooling``.
 
