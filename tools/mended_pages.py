@@ -15,7 +15,7 @@ MENDED = {
     ' id="exercise-content"': "",
     ' id="solution-content"': "",
 }
-EMPTY_HEADING = re.compile(r"<th((?: [^>]*)?)></th>")
+EMPTY_HEADING = re.compile(r"<th((?: [^>]*)?)>\s*(?:<p>\s*</p>)?\s*</th>")
 
 
 def mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
