@@ -6,12 +6,21 @@ import sys
 from pathlib import Path
 
 LIMIT = 1_000_000
+#: One language model's adapter comes with the book; `LM_LIMIT` of experiments/ship.py holds it.
+LARGER = {"benchmarks/adapters/docstrings/adapter.safetensors": 5_000_000}
 
 
 def too_large(paths: list[Path]) -> list[str]:
     """A line for each file of `paths` above the limit."""
-    sizes = [(path, path.stat().st_size) for path in paths if path.is_file()]
-    return [f"{path}: {size:,} bytes, and {LIMIT:,} are allowed" for path, size in sizes if size > LIMIT]
+    sizes = [(path, path.stat().st_size, _limit(path)) for path in paths if path.is_file()]
+    return [
+        f"{path}: {size:,} bytes, and {limit:,} are allowed" for path, size, limit in sizes if size > limit
+    ]
+
+
+def _limit(path: Path) -> int:
+    named = path.resolve().as_posix()
+    return next((limit for name, limit in LARGER.items() if named.endswith("/" + name)), LIMIT)
 
 
 if __name__ == "__main__":
