@@ -113,7 +113,7 @@ def test_self_checks_explain_and_confirm_by_keyboard(browser, site, axe, scheme)
         page.keyboard.type("432")
         assert said(count) == ""
         page.keyboard.press("Enter")
-        assert said(count).startswith("Right. r (m + n − r)")
+        assert said(count).startswith("Right. It is r (m + n − r)")
 
         focus_by_tab(page, ".self-check input[type=radio]")
         page.keyboard.press("Enter")
