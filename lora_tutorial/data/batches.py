@@ -168,17 +168,17 @@ def make_loader(
     )
 
 
-def in_row_order(values: Sequence[float], lengths: Sequence[int]) -> list[float]:
+def in_row_order(values: Any, lengths: Sequence[int]) -> list[Any]:
     """What came a row at a time from a loader with ``sort_by_length``, in the data set's own order.
 
     Parameters
     ----------
     values
-        One for each row, in the loader's order.
+        A number, or a vector, for each row, in the loader's order.
     lengths
         Tokens of each row, in the data set's order.
     """
-    ordered = np.empty(len(lengths))
+    ordered = np.empty((len(lengths), *np.shape(values)[1:]))
     ordered[np.argsort(lengths, kind="stable")] = values
     return ordered.tolist()
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from datasets import Dataset
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import make_scorer
@@ -16,9 +17,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from lora_tutorial.data.batches import in_row_order, make_loader
-from lora_tutorial.data.metrics import TaskMetric
+from lora_tutorial.data.metrics import TaskMetric, load_metric
+from lora_tutorial.data.sources import load_task
 from lora_tutorial.data.tasks import LoadedTask
 from lora_tutorial.experiments.inputs import EVALUATION_BATCH, Loaders
 from lora_tutorial.models.roberta import LoraWrapperRoberta, mean_of_tokens
@@ -163,3 +166,38 @@ def encode_rows(encoder: nn.Module, loader: DataLoader) -> Vectors:
         means.append(mean_of_tokens(hidden, batch["attention_mask"]).cpu())
         firsts.append(hidden[:, 0].cpu())
     return Vectors(*(torch.cat(parts).numpy() for parts in (means, firsts, labels)))
+
+
+def sentence_similarity(
+    encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str = "auto", most: int | None = None
+) -> float:
+    """How well an encoder still tells which sentences mean the same: STS-B's validation rows, untrained.
+
+    A sentence encoder can do this before any training of ours, so it shows what a run has made it forget.
+
+    Parameters
+    ----------
+    encoder, tokenizer
+        With adapters or without; it is left in eval mode.
+    source
+        Where STS-B is, as for ``load_task``.
+    most
+        Only the first so many rows.
+
+    Returns
+    -------
+    float
+        Spearman's correlation of the labels with the cosine of the two sentences' mean-pooled vectors.
+    """
+    rows = load_task("stsb", source).data["validation"]
+    rows = rows if most is None else rows.select(range(min(most, len(rows))))
+    sides = []
+    for column in ("sentence1", "sentence2"):
+        ids = tokenizer(list(rows[column]), truncation=True, max_length=128)["input_ids"]
+        tokens = Dataset.from_dict({"input_ids": ids, "labels": list(rows["label"])})
+        loader = make_loader(tokens, tokenizer, EVALUATION_BATCH, sort_by_length=True)
+        means = in_row_order(encode_rows(encoder, loader).mean, [len(row) for row in ids])
+        sides.append(torch.tensor(means))  # (rows, hidden)
+    cosines = torch.cosine_similarity(*sides)
+    metric = load_metric("pearson_spearman")
+    return metric.compute(predictions=cosines.tolist(), references=list(rows["label"]))["spearman"]

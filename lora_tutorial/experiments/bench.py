@@ -19,7 +19,7 @@ import torch
 
 from lora_tutorial.data.metrics import load_metric
 from lora_tutorial.data.tasks import get_task
-from lora_tutorial.experiments.baselines import linear_probe
+from lora_tutorial.experiments.baselines import linear_probe, sentence_similarity
 from lora_tutorial.experiments.evaluate import Evaluation, prompt
 from lora_tutorial.experiments.grid import (
     PROBE,
@@ -161,7 +161,7 @@ class Bench:
                 **self.options,
             )
             record, file = result.record, trained_file(result.model, self.base)
-            record.extra |= {"trained_bytes": len(file), "trained_sha256": hashlib.sha256(file).hexdigest()}
+            record.extra |= self._skill(result.model.model) | {"trained_bytes": len(file), "trained_sha256": hashlib.sha256(file).hexdigest()}
             atomic_write_bytes(folder / TRAINED, file)
             if e.method.startswith("lora") and e.bits is None:
                 save_run_adapter(result, folder / "adapter")
@@ -184,11 +184,19 @@ class Bench:
             record.extra, record.main_score = prompted, ResponseScorer.main_score
         else:
             record.extra, record.main_score = self._linear_probe(job, tokenizer)
+            record.extra |= self._skill(self.encoder.model)
         record.status = "finished"
         record.total_parameters = sum(value.numel() for value in self.encoder.model.parameters())
         record.wall_seconds = time.monotonic() - started
         record.hardware = describe_hardware(torch.get_num_threads())
         return record
+
+    def _skill(self, encoder: Any) -> dict[str, float]:
+        """What is left of the encoder's own skill, where the grid asks for it."""
+        if not self.grid.similarity:
+            return {}
+        rows, tokenizer = self.grid.similarity, cast(Any, self.encoder.tokenizer)
+        return {"similarity": sentence_similarity(encoder, tokenizer, self.grid.source, rows)}
 
     def _linear_probe(self, job: Job, tokenizer: Any) -> tuple[dict[str, Any], str]:
         """What the record of a linear probe holds, and its main score."""

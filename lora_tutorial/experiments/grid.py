@@ -116,6 +116,9 @@ class Grid:
         Without one, every seed takes the recipe's rate, and all training rows train.
     of_task
         For some tasks, other ``seeds``, or other fields of the recipe.
+    similarity
+        Rows of STS-B, which must be at hand, on which each record says what became of the encoder's skill at
+        `sentence_similarity`; 0 for none.
 
     Raises
     ------
@@ -132,6 +135,7 @@ class Grid:
     changes: Mapping[str, Any] = field(default_factory=dict)
     search: Search | None = None
     of_task: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    similarity: int = 0
 
     def __post_init__(self) -> None:
         for name, values in (("tasks", self.tasks), ("seeds", self.seeds), ("arms", self.names)):

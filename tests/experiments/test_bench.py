@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from bench_rows import BAD, BRIEF, GOOD, write
+from scipy.stats import spearmanr
 from tiny_checkpoint import make_checkpoint
 from typer.testing import CliRunner
 
@@ -362,3 +364,23 @@ def test_the_command_runs_a_grid_with_a_tracker_and_fails_at_the_end_if_a_run_di
     result = command("--grid", grid)
     assert result.exit_code == 0 and "sst2-dora-4-seed0: accuracy" in result.output, result.output
     assert load_record(tmp_path / "r" / "sst2-dora-4-seed0.json").config["lora"]["r"] == 4
+
+
+def test_a_record_says_what_became_of_the_encoders_own_skill(plan, go, tmp_path, data, encoder):
+    rows = [{"sentence1": a, "sentence2": b} for a in GOOD for b in BAD]
+    source = shutil.copytree(data, tmp_path / "data")
+    write(source / "stsb", "validation", [{**row, "label": 0.25 * i} for i, row in enumerate(rows[:20])])
+    grid = plan(tasks=("sst2",), methods=("probe", "head", "full"))
+    go(dataclasses.replace(grid, source=str(source), similarity=16))
+    skill = {r.config["method"]: r.extra["similarity"] for r in load_records(tmp_path / "results")}
+    assert skill["probe"] == skill["head"] != skill["full"], "only full fine-tuning changes the encoder"
+    model, tokenizer = load_encoder(encoder).model.eval(), load_tokenizer(encoder)
+    cosines = []
+    for row in rows[:16]:  # one sentence at a time, so without padding
+        with torch.no_grad():
+            one, other = (
+                model(**tokenizer(row[side], return_tensors="pt")).last_hidden_state.mean(1)
+                for side in ("sentence1", "sentence2")
+            )
+        cosines.append(torch.cosine_similarity(one, other).item())
+    assert skill["probe"] == pytest.approx(spearmanr(cosines, range(16)).statistic, abs=1e-4)

@@ -224,4 +224,5 @@ def test_the_fair_grid_has_the_protocols_arms_and_rates():
     )
     recipe = grid.recipe_for("cola", grid.arms[1])
     assert (recipe.patience, recipe.keep_best, recipe.schedule, recipe.epochs) == (2, True, "constant", 8)
-    assert recipe.weight_decay == 0 and recipe.batch_size == 16 and grid.search == Search(0.1, 2.0, 9)
+    assert recipe.weight_decay == 0 and recipe.batch_size == 16 and grid.search == Search(0.2, 2.0, 9)
+    assert {grid.recipe_for(task, arm).max_examples for task in grid.tasks for arm in grid.arms} == {2500}
