@@ -161,7 +161,8 @@ class Bench:
                 **self.options,
             )
             record, file = result.record, trained_file(result.model, self.base)
-            record.extra |= self._skill(result.model.model) | {"trained_bytes": len(file), "trained_sha256": hashlib.sha256(file).hexdigest()}
+            record.extra |= {"trained_bytes": len(file), "trained_sha256": hashlib.sha256(file).hexdigest()}
+            record.extra |= self._skill(result.model.model)
             atomic_write_bytes(folder / TRAINED, file)
             if e.method.startswith("lora") and e.bits is None:
                 save_run_adapter(result, folder / "adapter")
@@ -193,9 +194,9 @@ class Bench:
 
     def _skill(self, encoder: Any) -> dict[str, float]:
         """What is left of the encoder's own skill, where the grid asks for it."""
-        if not self.grid.similarity:
-            return {}
         rows, tokenizer = self.grid.similarity, cast(Any, self.encoder.tokenizer)
+        if not rows:
+            return {}
         return {"similarity": sentence_similarity(encoder, tokenizer, self.grid.source, rows)}
 
     def _linear_probe(self, job: Job, tokenizer: Any) -> tuple[dict[str, Any], str]:
