@@ -198,6 +198,6 @@ def sentence_similarity(
         loader = make_loader(tokens, tokenizer, EVALUATION_BATCH, sort_by_length=True)
         means = in_row_order(encode_rows(encoder, loader).mean, [len(row) for row in ids])
         sides.append(torch.tensor(means))  # (rows, hidden)
-    cosines = torch.cosine_similarity(*sides)
+    cosines = torch.cosine_similarity(sides[0], sides[1])
     metric = load_metric("pearson_spearman")
     return metric.compute(predictions=cosines.tolist(), references=list(rows["label"]))["spearman"]
