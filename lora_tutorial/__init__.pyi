@@ -38,9 +38,11 @@ from .analysis.search import rate_curves as rate_curves
 from .analysis.speed import speed_records as speed_records
 from .analysis.subspaces import amplification as amplification
 from .analysis.subspaces import directions as directions
+from .analysis.subspaces import intruders as intruders
 from .analysis.subspaces import projected_norm as projected_norm
 from .analysis.subspaces import random_similarity as random_similarity
 from .analysis.subspaces import similarity_grid as similarity_grid
+from .analysis.subspaces import truncate as truncate
 from .data.batches import make_loader as make_loader
 from .data.batches import tokenize as tokenize
 from .data.metrics import load_metric as load_metric

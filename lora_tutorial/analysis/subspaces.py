@@ -173,6 +173,56 @@ def amplification(weight: Tensor, update: Tensor, r: int) -> Amplification:
     return Amplification(float(torch.linalg.norm(update.detach().double())), before)
 
 
+def truncate(update: Tensor, r: int) -> Tensor:
+    """The best approximation of an update by a matrix of rank r (Eckart and Young 1936), in its own dtype.
+
+    Parameters
+    ----------
+    update
+        Shape (out, in).
+    r
+        Singular values to keep, the largest ones; 0 gives a matrix of zeros.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``update`` is not as for `directions`, or r is below 0.
+    """
+    _check(update, "update")
+    if r < 0:
+        raise ValueError(f"r = {r}: give 0 or more.")
+    U, values, Vh = torch.linalg.svd(update.detach().double(), full_matrices=False)
+    return (U[:, :r] * values[:r] @ Vh[:r]).to(update.dtype)  # (out, r) (r, in) -> (out, in)
+
+
+def intruders(weight: Tensor, tuned: Tensor, top: int = 10, threshold: float = 0.6) -> int:
+    """How many of a tuned weight's strongest directions are unlike any that the weight had before.
+
+    Shuttleworth and others (2024, arXiv:2410.21228), "intruder dimensions": left singular vectors of the tuned
+    weight whose cosine with every left singular vector of the pretrained one stays below a threshold.
+
+    Parameters
+    ----------
+    weight, tuned
+        Before and after training, shape (out, in), both.
+    top
+        How many of the tuned weight's directions to look at, the strongest first.
+    threshold
+        Largest absolute cosine at which a direction counts as new, in (0, 1).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a matrix is not as for `directions`, or the shapes differ.
+    """
+    _check(tuned, "tuned")
+    if weight.shape != tuned.shape:
+        raise ValueError(f"weight is {tuple(weight.shape)} and the tuned one {tuple(tuned.shape)}.")
+    before, after = directions(weight, "left"), directions(tuned, "left")[:, :top]
+    cosines = (after.T @ before).abs()  # (top, out) (out, rank) -> (top, rank)
+    return int((cosines.amax(dim=1) < threshold).sum())
+
+
 def _check(matrix: Tensor, name: str) -> None:
     if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor; got {getattr(matrix, 'dtype', matrix)!r}.")

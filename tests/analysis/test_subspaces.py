@@ -6,9 +6,11 @@ import torch
 from lora_tutorial.analysis.subspaces import (
     amplification,
     directions,
+    intruders,
     projected_norm,
     random_similarity,
     similarity_grid,
+    truncate,
 )
 
 AXES = torch.eye(6, dtype=torch.float64)
@@ -93,3 +95,30 @@ def test_amplification_of_a_diagonal_weight():
 def test_bad_input_ends_in_one_clear_error(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("r", [0, 1, 3, 6])
+def test_what_a_truncated_update_leaves_out_is_the_rest_of_its_spectrum(r):
+    torch.manual_seed(0)
+    update = torch.randn(6, 9)
+    kept = truncate(update, r)
+    values = torch.linalg.svdvals(update)
+    assert kept.dtype == update.dtype and torch.linalg.matrix_rank(kept) == r
+    rest = torch.linalg.norm(values[r:]).item()
+    assert torch.linalg.norm(update - kept).item() == pytest.approx(rest, abs=1e-5)
+    with pytest.raises(ValueError, match="give 0 or more"):
+        truncate(update, -1)
+
+
+def test_a_strong_new_direction_is_an_intruder_and_a_scaled_old_one_is_not():
+    weight = torch.diag(torch.arange(8.0, 0.0, -1.0))
+    assert intruders(weight, weight) == 0
+    louder = weight.clone()
+    louder[7, 7] = 20.0
+    assert intruders(weight, louder) == 0, "an old direction that has grown is no new one"
+    mixed = torch.ones(8) / 8**0.5  # as far from every axis as can be: cosine 0.35
+    tuned = weight + 40 * torch.outer(mixed, mixed)
+    assert intruders(weight, tuned, top=1) == 1 == intruders(weight, tuned, top=1, threshold=0.4)
+    assert intruders(weight, tuned, top=1, threshold=0.3) == 0
+    with pytest.raises(ValueError, match="tuned one"):
+        intruders(weight, tuned[:4])
