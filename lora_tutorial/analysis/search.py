@@ -6,10 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from lora_tutorial.analysis.compare import DRAWS, score_of
-from lora_tutorial.training.records import RunRecord
-
-HELD_OUT = "held_out"
+from lora_tutorial.analysis.compare import DRAWS
+from lora_tutorial.training.records import RunRecord, best_rate, held_out_score
 
 
 def rate_curves(records: Iterable[RunRecord]) -> dict[str, dict[float, float]]:
@@ -22,20 +20,20 @@ def rate_curves(records: Iterable[RunRecord]) -> dict[str, dict[float, float]]:
     first = min((record.seed for record in trained), default=0)
     for record in trained:
         if record.seed == first:
-            finished = record.status == "finished"
-            score = score_of(record, HELD_OUT) if finished else float("-inf")
-            found.setdefault(record.config["arm"], {})[record.recipe["learning_rate"]] = score
+            scores = found.setdefault(record.config["arm"], {})
+            scores[record.recipe["learning_rate"]] = held_out_score(record)
     return {arm: dict(sorted(scores.items())) for arm, scores in found.items()}
 
 
 def chosen_runs(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
     """Each arm's runs at the rate with the best held-out score (the lowest of equals), one a seed.
 
-    An arm that trains nothing has its only run. The records are one task's.
+    An arm that trains nothing has its only run, and one whose every rate diverged is left out. The records
+    are one task's.
     """
     records = sorted(records, key=lambda record: record.seed)
     curves = rate_curves(records)
-    best = {arm: min(curve, key=lambda rate: (-curve[rate], rate)) for arm, curve in curves.items()}
+    best = {arm: best_rate(curve) for arm, curve in curves.items()}
     chosen: dict[str, list[RunRecord]] = {}
     for record in records:
         arm = record.config["arm"]

@@ -27,7 +27,6 @@ from lora_tutorial.experiments.grid import (
     Grid,
     Job,
     Records,
-    best_rate,
     plan,
     read_engine,
     search_scores,
@@ -54,7 +53,7 @@ from lora_tutorial.storage.files import (
     lock_file,
     sha256_of,
 )
-from lora_tutorial.training.records import STEP_SERIES, RunRecord, describe_hardware, load_record
+from lora_tutorial.training.records import STEP_SERIES, RunRecord, best_rate, describe_hardware, load_record
 from lora_tutorial.training.setup import check_identity, check_trackers, count_memory_anew
 
 #: How a run says that its learning rate was too high; a search takes it as the lowest score.

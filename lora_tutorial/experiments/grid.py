@@ -15,7 +15,7 @@ from lora_tutorial.data.tasks import get_task
 from lora_tutorial.experiments.experiment import TUTORIAL_LORA, Experiment
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.training.recipes import METHODS, Recipe, load_recipe
-from lora_tutorial.training.records import RunRecord
+from lora_tutorial.training.records import RunRecord, best_rate, held_out_score
 
 #: What a search tries first, lowest first: the fewer parameters a method trains, the higher its rates.
 RATES = {
@@ -359,20 +359,6 @@ def search_scores(jobs: Sequence[Job], records: Records) -> dict[float, float]:
         assert record is not None
         scores[job.rate] = held_out_score(record)
     return dict(sorted(scores.items()))
-
-
-def held_out_score(record: RunRecord) -> float:
-    """The score that a search goes by: the main one, on held-out rows, of the model that the run left."""
-    if record.status != "finished":
-        return float("-inf")
-    return record.extra["splits"]["held_out"]["scores"][record.main_score]
-
-
-def best_rate(scores: Mapping[float, float]) -> float | None:
-    """The rate of the highest score, the lowest of equals; ``None`` where every one diverged."""
-    if not scores or max(scores.values()) == float("-inf"):
-        return None
-    return min(scores, key=lambda rate: (-scores[rate], rate))
 
 
 def time_to_go(jobs: Iterable[Job], records: Records) -> float | None:

@@ -17,11 +17,11 @@ from lora_tutorial.lm.batches import make_chat_loader, tokenize_chats
 from lora_tutorial.squad.threshold import split_by_article
 from lora_tutorial.squad.windows import make_windows
 from lora_tutorial.training.recipes import Recipe
+from lora_tutorial.training.records import HELD_OUT
 
 EVALUATION_BATCH = 64
 OVERLAP = 128  # tokens that neighbouring windows of a context share, as in Transformers' SQuAD examples
 THRESHOLD_SHARE = 0.15  # of SQuAD v2's training questions, whole articles: for the no-answer threshold only
-HELD_OUT = "held_out"
 HOLD_OUT_SEED = 0
 
 

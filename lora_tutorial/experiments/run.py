@@ -27,7 +27,6 @@ from lora_tutorial.experiments.baselines import frozen_encoder_baseline, majorit
 from lora_tutorial.experiments.evaluate import Evaluator, make_evaluators, written
 from lora_tutorial.experiments.experiment import TUTORIAL_LORA, Experiment
 from lora_tutorial.experiments.inputs import (
-    HELD_OUT,
     Prepared,
     data_hash,
     hold_out,
@@ -48,7 +47,7 @@ from lora_tutorial.models.fast_roberta import use_fast_attention
 from lora_tutorial.models.roberta import LoraWrapperRoberta
 from lora_tutorial.quant.inject import inject_into_base
 from lora_tutorial.training.recipes import METHODS, Recipe
-from lora_tutorial.training.records import RunRecord
+from lora_tutorial.training.records import HELD_OUT, RunRecord
 from lora_tutorial.training.trainer import seed_everything, train
 
 #: Every linear layer that the head reads: "all-linear" without the pooler, which nothing reads.

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -18,6 +19,8 @@ from lora_tutorial.storage.files import atomic_write_bytes, bundled_folder
 FORMAT = 1
 STATUSES = ("running", "finished", "failed")
 STEP_SERIES = ("loss", "learning_rate", "grad_norm")
+#: The split of training rows that are kept apart, by which a search chooses its learning rate.
+HELD_OUT = "held_out"
 # fmt: off
 PACKAGES = (
     "lora-tutorial", "torch", "transformers", "tokenizers", "datasets", "evaluate", "accelerate", "peft",
@@ -204,6 +207,20 @@ class RunRecord:
 
 def _score_line(epoch: dict[str, Any]) -> dict[str, Any]:
     return {"epoch": epoch["epoch"], "step": epoch["step"], "scores": dict(epoch["scores"])}
+
+
+def held_out_score(record: RunRecord) -> float:
+    """What a search goes by: the main score on the held-out rows; minus infinity of a run that failed."""
+    if record.status != "finished":
+        return float("-inf")
+    return record.extra["splits"][HELD_OUT]["scores"][record.main_score]
+
+
+def best_rate(scores: Mapping[float, float]) -> float | None:
+    """The learning rate with the highest score, the lowest of equals; ``None`` where every run diverged."""
+    if not scores or max(scores.values()) == float("-inf"):
+        return None
+    return min(scores, key=lambda rate: (-scores[rate], rate))
 
 
 def load_record(path: str | os.PathLike[str]) -> RunRecord:

@@ -27,13 +27,18 @@ RECORDS = [
     run("a", 2e-3, 0.6, seed=1),
     run("b", 1e-3, 0.5),
     run("b", 8e-3, 0.9, status="failed"),
+    run("c", 1e-3, 0.9, status="failed"),
     run("base", 5e-4, 0.99, method="probe"),
 ]
 
 
 def test_the_curve_is_the_lowest_seeds_and_a_run_that_diverged_is_below_all():
-    curves = rate_curves(reversed(RECORDS))
-    assert curves == {"a": {1e-3: 0.7, 2e-3: 0.8, 4e-3: 0.8}, "b": {1e-3: 0.5, 8e-3: float("-inf")}}
+    curves, worst = rate_curves(reversed(RECORDS)), float("-inf")
+    assert curves == {
+        "a": {1e-3: 0.7, 2e-3: 0.8, 4e-3: 0.8},
+        "b": {1e-3: 0.5, 8e-3: worst},
+        "c": {1e-3: worst},
+    }
     assert list(curves["a"]) == [1e-3, 2e-3, 4e-3]
 
 
@@ -41,7 +46,7 @@ def test_the_chosen_runs_are_all_seeds_at_the_best_rate_the_lowest_of_equals():
     chosen = chosen_runs(reversed(RECORDS))
     assert [(r.seed, r.recipe["learning_rate"]) for r in chosen["a"]] == [(0, 2e-3), (1, 2e-3)]
     assert [r.recipe["learning_rate"] for r in chosen["b"]] == [1e-3]
-    assert len(chosen["base"]) == 1 and chosen.keys() == {"a", "b", "base"}
+    assert len(chosen["base"]) == 1 and chosen.keys() == {"a", "b", "base"}, "every rate of c diverged"
 
 
 def test_an_interval_holds_the_rows_and_the_seeds_spread():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_tutorial.experiments.grid import Arm, Grid, Search, best_rate, parse_list, plan, read_grid
+from lora_tutorial.experiments.grid import Arm, Grid, Search, parse_list, plan, read_grid
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.training.records import RunRecord
 
@@ -58,11 +58,6 @@ def test_a_rate_that_diverges_is_the_worst_and_one_that_all_do_ends_the_arm():
         f"rte-a-lr{rate}" for rate in ("0.001-seed0", "0.002-seed0", "0.0005-seed0", "0.001-seed1")
     ]
     assert follow(searching(), lambda job: None) == ["rte-a-lr0.001-seed0", "rte-a-lr0.002-seed0"]
-
-
-def test_the_lowest_of_equal_rates_wins():
-    assert best_rate({1e-3: 0.5, 2e-3: 0.7, 4e-3: 0.7}) == 2e-3
-    assert best_rate({1e-3: float("-inf")}) is None and best_rate({}) is None
 
 
 def test_a_run_that_begins_with_another_waits_for_it_and_for_its_best_rate():

@@ -6,8 +6,11 @@ import math
 import pytest
 
 from lora_tutorial.training.records import (
+    HELD_OUT,
     RunRecord,
+    best_rate,
     describe_hardware,
+    held_out_score,
     load_record,
     load_records,
     package_versions,
@@ -22,6 +25,14 @@ def record(scores=(0.5, 0.75, 0.625), **changes):
         epoch = {"epoch": number, "step": number, "train_loss": 1 / number, "seconds": 0.5}
         made.epochs.append({**epoch, "scores": {"f1": 1 - score, "accuracy": score}})
     return made
+
+
+def test_a_search_takes_the_best_held_out_score_the_lowest_of_equal_rates_and_none_that_diverged():
+    splits = {HELD_OUT: {"scores": {"f1": 0.9, "accuracy": 0.4}}, "validation": {"scores": {"accuracy": 0.8}}}
+    assert held_out_score(record(status="finished", extra={"splits": splits})) == 0.4
+    diverged = held_out_score(record(status="failed"))
+    assert best_rate({1e-3: 0.5, 2e-3: 0.7, 4e-3: 0.7, 8e-3: diverged}) == 2e-3
+    assert best_rate({1e-3: diverged, 2e-3: diverged}) is None and best_rate({}) is None
 
 
 def test_last_and_best_are_both_named_and_best_follows_the_main_score():
