@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-LIMIT = 1_000_000
-#: One language model's adapter comes with the book; `LM_LIMIT` of experiments/ship.py holds it.
-LARGER = {"benchmarks/adapters/docstrings/adapter.safetensors": 5_000_000}
+from lora_tutorial.storage.files import LIMIT, LM_LIMIT
+
+#: One language model's adapter comes with the book.
+LARGER = {"benchmarks/adapters/docstrings/adapter.safetensors": LM_LIMIT}
 
 
 def too_large(paths: list[Path]) -> list[str]:

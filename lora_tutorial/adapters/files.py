@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lora_tutorial.adapters import validation
 from lora_tutorial.adapters.validation import FORMAT, SETTINGS, TENSORS, checksum
+from lora_tutorial.lm.basics import is_language_model
 from lora_tutorial.lm.models import load_lm
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.merge import factor_names, lora_modules
@@ -249,7 +250,7 @@ def _load_base(
         from lora_tutorial.models.roberta import LoraWrapperRoberta
 
         return LoraWrapperRoberta(**described["wrapper"] | {"model_id": name})
-    if name and described["class"].endswith("ForCausalLM"):
+    if name and is_language_model(described["class"]):
         return load_lm(name).model
     import transformers
 

@@ -32,6 +32,7 @@ from lora_tutorial.adapters.peft_layout import (
     peft_layout,
     task_of,
 )
+from lora_tutorial.lm.basics import is_language_model
 from lora_tutorial.lm.models import SMOLLM2, load_lm, smollm2_folder
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias, matching_modules
@@ -324,7 +325,7 @@ def labels(model: nn.Module, given: list[str] | None) -> dict[str, Any]:
     ValueError
         If ``given`` has not as many names as the model has outputs.
     """
-    if type(model).__name__.endswith("ForCausalLM"):
+    if is_language_model(type(model).__name__):
         return {"dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
     head = getattr(model, "finetune_head_classifier", None)
     config: Any = getattr(model, "config", None)
@@ -368,7 +369,7 @@ def load_base(
         raise ValueError("The adapter does not say which base it belongs to: pass base=, a model or a name.")
     task = settings.get("task_type")
     mapped = (settings.get("auto_mapping") or {}).get("base_model_class")
-    if task == "CAUSAL_LM" or str(mapped).endswith("ForCausalLM"):
+    if task == "CAUSAL_LM" or is_language_model(mapped):
         return load_lm(name).model
     of_task = _CLASSES.get(task or "")
     model_class = next((c for c in _CLASSES.values() if c.__name__ == mapped), of_task)

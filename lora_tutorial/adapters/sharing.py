@@ -19,6 +19,7 @@ from transformers import RobertaForSequenceClassification as ForSequenceClassifi
 from lora_tutorial.adapters import files, peft, validation
 from lora_tutorial.adapters.card import card_on_hub, merged_card
 from lora_tutorial.adapters.peft_layout import base_names
+from lora_tutorial.lm.basics import is_language_model
 from lora_tutorial.lm.models import SMOLLM2, load_lm_tokenizer
 from lora_tutorial.lora.merge import lora_modules, unload_lora
 from lora_tutorial.models.encoders import load_tokenizer, quiet
@@ -113,7 +114,7 @@ def _merged(model: nn.Module) -> PreTrainedModel:
 
 
 def _tokenizer(base: str, model: nn.Module) -> PreTrainedTokenizerBase | None:
-    load = load_lm_tokenizer if type(model).__name__.endswith("ForCausalLM") else load_tokenizer
+    load = load_lm_tokenizer if is_language_model(type(model).__name__) else load_tokenizer
     try:
         return load(base) if base else None
     except FileNotFoundError:  # a base that was saved without one

@@ -17,6 +17,7 @@ from typing import Any
 
 from lora_tutorial.data.own_file import is_text_file, task_from_file
 from lora_tutorial.data.tasks import TASKS, Task, find_source, get_task
+from lora_tutorial.lm.basics import check_chrf, is_language_model
 from lora_tutorial.lm.instructions import is_conversation_file, task_from_conversations
 from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
 from lora_tutorial.storage.files import bundled_folder, folder_lock, lock_file
@@ -74,11 +75,7 @@ def check_lm_options(name: str, method: str, start: Path | None, head: str | Non
     for option, value in (("--head", head), ("--start", start)):
         if value is not None:
             raise ValueError(f"{option} is for encoders, and {name} is for a language model; leave it out.")
-    if find_spec("torchmetrics") is None:
-        raise RuntimeError(
-            "What a language model writes is scored by torchmetrics, which is not installed: pip install "
-            "'lora-tutorial[lm]'."
-        )
+    check_chrf()
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
@@ -150,12 +147,8 @@ def _key_rows(settings: dict[str, Any]) -> int | None:
 def check_base(settings: dict[str, Any]) -> None:
     """Whether an adapter's base can be had; one beside the adapter is looked for when it is loaded."""
     if "folder" not in settings["base"]:
-        (check_lm if is_lm(settings) else check_encoder)(settings["base"]["name"])
-
-
-def is_lm(settings: dict[str, Any]) -> bool:
-    """Whether an adapter's settings are those of a language model."""
-    return str(settings["base"].get("class", "")).endswith("ForCausalLM")
+        written = is_language_model(settings["base"].get("class"))
+        (check_lm if written else check_encoder)(settings["base"]["name"])
 
 
 def check_encoder(name: str, weights: bool = True) -> None:
@@ -199,7 +192,7 @@ def check_encoder(name: str, weights: bool = True) -> None:
 
 def _is_causal(folder: Path) -> bool:
     written_for = read_json(folder / "config.json", "Save the checkpoint again.").get("architectures")
-    return any(str(name).endswith("ForCausalLM") for name in written_for or ())
+    return any(map(is_language_model, written_for or ()))
 
 
 def check_lm(name: str) -> None:
@@ -356,7 +349,7 @@ def read_trained_settings(folder: Path) -> dict[str, Any]:
     settings = read_settings(folder)
     about = settings["metadata"]
     wanted = {"task": str, "columns": list, "labels": list, "max_length": int}
-    if is_lm(settings):
+    if is_language_model(settings["base"].get("class")):
         raise ValueError(f"{folder} is a language model's adapter: use `lora-tutorial generate` or `chat`.")
     if not wanted.keys() <= about.keys():
         raise ValueError(
@@ -377,7 +370,7 @@ def read_trained_settings(folder: Path) -> dict[str, Any]:
 def read_lm_settings(folder: Path) -> dict[str, Any]:
     """`read_settings` of an adapter of a language model, whose base can be had."""
     settings = read_settings(folder)
-    if not is_lm(settings):
+    if not is_language_model(settings["base"].get("class")):
         raise ValueError(
             f"{folder} is an encoder's adapter and writes nothing; use it with `lora-tutorial predict`."
         )

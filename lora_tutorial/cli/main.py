@@ -28,6 +28,8 @@ from lora_tutorial.cli.train import Stopped, train
 
 #: Exit statuses: something the user can mend; a fault of ours (EX_SOFTWARE); Ctrl-C (128 + SIGINT).
 USAGE, FAULT, INTERRUPTED = 2, 70, 130
+#: Errors that this package raises in words for the user.
+SAID = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 ISSUES = "https://github.com/lora-from-scratch/lora-from-scratch/issues"
 DEBUG = "LORA_TUTORIAL_DEBUG"
 # Typer brings click's classes along or takes click's own, by release; its public error leads to them.
@@ -132,7 +134,7 @@ def explain(error: Exception) -> tuple[str, int]:
         path = where.command_path if where is not None else "lora-tutorial"
         return f"{error.format_message().rstrip('.')}. See {path} --help.", USAGE
     told = " ".join(str(error).split())
-    if _was_said_by_us(error) and isinstance(error, (ValueError, TypeError, OSError, RuntimeError)):
+    if _was_said_by_us(error) and isinstance(error, SAID):
         return told, USAGE
     if (sentence := _of_the_surroundings(error, told)) is not None:
         return sentence, USAGE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,8 +162,11 @@ def _load_writer(folder: Path, settings: dict[str, Any], base_only: bool) -> tup
 
 def _pieces(
     model: Any, tokenizer: Any, messages: list[dict[str, str]], longest: int, temperature: float, seed: int
-) -> Iterator[str]:
-    """An answer's pieces; the oldest exchanges are forgotten where the model has no place for all."""
+) -> Generator[str, None, str]:
+    """An answer's pieces, and at the end what to say if it was cut.
+
+    The oldest exchanges are forgotten where the model has no place for all.
+    """
     from lora_tutorial.lm.chat import template_ids
     from lora_tutorial.lm.generate import stream
 
@@ -173,18 +176,27 @@ def _pieces(
         del messages[:2]
     if length >= most:
         raise ValueError(f"The prompt has {length:,} tokens, and the model reads {most:,}; shorten it.")
-    longest = min(longest, most - length)
-    yield from stream(model, tokenizer, messages, longest, temperature, seed)
+    allowed = min(longest, most - length)
+    reply = yield from stream(model, tokenizer, messages, allowed, temperature, seed)
+    if reply.stopped:
+        return ""
+    if allowed < longest:
+        return f"The answer was cut: with its prompt it fills the {most:,} tokens that the model reads."
+    return f"The answer was cut after {reply.tokens:,} tokens; a larger --max-new-tokens lets it go on."
 
 
-def _show(pieces: Iterator[str]) -> str:
-    """Print pieces as they come, and return them in one."""
+def _show(pieces: Generator[str, None, str]) -> str:
+    """Print pieces as they come, then the remark that may follow; return the pieces in one."""
     said = []
-    for piece in pieces:
-        said.append(piece)
-        print(piece, end="", flush=True)
-    print(flush=True)
-    return "".join(said)
+    while True:
+        try:
+            said.append(next(pieces))
+        except StopIteration as end:
+            print(flush=True)
+            if end.value:
+                remark(end.value)
+            return "".join(said)
+        print(said[-1], end="", flush=True)
 
 
 def _next_line() -> str | None:

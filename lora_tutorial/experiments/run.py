@@ -34,7 +34,7 @@ from lora_tutorial.experiments.inputs import (
     tokenize_rows,
     train_loader,
 )
-from lora_tutorial.lm.evaluator import check_chrf
+from lora_tutorial.lm.basics import check_chrf
 from lora_tutorial.lm.instructions import is_conversation_file, task_from_conversations
 from lora_tutorial.lm.models import build_lm, load_lm_tokenizer
 from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig

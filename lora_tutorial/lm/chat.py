@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-#: A label that cross-entropy leaves out.
+#: The label that cross-entropy leaves out (its default ``ignore_index``).
 IGNORED = -100
 Message = Mapping[str, str]
 

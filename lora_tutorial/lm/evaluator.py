@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lora_tutorial.data.batches import in_row_order
+from lora_tutorial.lm.basics import check_chrf
 from lora_tutorial.lm.batches import make_chat_loader
 from lora_tutorial.lm.chat import IGNORED, Message
 from lora_tutorial.lm.generate import Reply, generate_answers
@@ -119,15 +119,6 @@ class ResponseScorer:
         tokens = [int(count) for count in in_row_order(counts, self._lengths)]
         self.last = ResponseLosses(in_row_order(sums, self._lengths), tokens)
         return self.last
-
-
-def check_chrf() -> None:
-    """Raise ``ModuleNotFoundError`` where torchmetrics, which computes chrF, is not installed."""
-    if find_spec("torchmetrics") is None:
-        raise ModuleNotFoundError(
-            "torchmetrics scores what a language model writes, and is not installed: "
-            "pip install 'lora-tutorial[lm]'."
-        )
 
 
 class Written(NamedTuple):

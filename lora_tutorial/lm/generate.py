@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +69,7 @@ def stream(
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     seed: int = 0,
-) -> Iterator[str]:
+) -> Generator[str, None, Reply]:
     """A model's answer to a conversation, in pieces as they are written, up to its end token.
 
     Parameters
@@ -87,19 +87,25 @@ def stream(
     ------
     str
         Whole characters: one of several bytes may take several tokens.
+
+    Returns
+    -------
+    Reply
+        The whole answer, and whether it ended by itself or was cut: what ``yield from`` gives at the end.
     """
     ids, shown = [], ""
     prompt = template_ids(messages, tokenizer, answer=True)
     for token in next_tokens(model, prompt, temperature, seed):
-        if token == tokenizer.eos_token_id:
-            return
         ids.append(token)
+        if token == tokenizer.eos_token_id:
+            break
         text = str(tokenizer.decode(ids, skip_special_tokens=True))
         if not text.endswith("\ufffd"):  # half a character
             yield text[len(shown) :]
             shown = text
         if len(ids) == max_new_tokens:
-            return
+            break
+    return _answer(ids, tokenizer)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
+from lora_tutorial.lm.basics import is_language_model
 from lora_tutorial.lm.gguf import Gguf, read_gguf
 from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
 from lora_tutorial.models.encoders import Origin, quiet
@@ -142,7 +143,7 @@ def _check(folder: Path) -> None:
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(f"{folder / 'config.json'} cannot be read ({error}); save it anew.") from error
     written_for = config.architectures or ["nothing"]
-    if not any(name.endswith("ForCausalLM") for name in written_for):
+    if not any(map(is_language_model, written_for)):
         raise ValueError(
             f"{folder} holds weights for {', '.join(written_for)}, and only causal language models of the "
             "Llama family (...ForCausalLM) are adapted here."

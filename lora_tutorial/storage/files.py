@@ -160,6 +160,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+#: Bytes that a committed file, or an adapter with its card, may have; and a language model's adapter.
+LIMIT, LM_LIMIT = 1_000_000, 5_000_000
 #: Name of the installed package's copy (``package-dir`` in pyproject.toml) to the folder of the repository.
 FOLDERS = {"records": "benchmarks/results", "shipped": "benchmarks/adapters", "texts": "book/data"}
 

@@ -14,8 +14,6 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast
 from torch import Tensor, nn
 
-IGNORED = -100  # the label of a token whose loss is not taken
-
 
 def token_weight(batch: Mapping[str, Tensor], accelerator: Accelerator) -> Tensor | float:
     """What this process's loss is multiplied by, so that the mean over processes is that of the whole batch.
@@ -27,7 +25,7 @@ def token_weight(batch: Mapping[str, Tensor], accelerator: Accelerator) -> Tenso
     labels = batch.get("labels")
     if accelerator.num_processes == 1 or labels is None or labels.ndim < 2 or labels.is_floating_point():
         return 1.0
-    here = (labels[:, 1:] != IGNORED).sum()
+    here = (labels[:, 1:] >= 0).sum()  # a token's label is its number, or below 0 if its loss is not taken
     return here * accelerator.num_processes / accelerator.reduce(here, "sum")
 
 

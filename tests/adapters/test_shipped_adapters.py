@@ -18,11 +18,11 @@ from lora_tutorial.data.sources import load_task
 from lora_tutorial.data.tasks import DATA, LoadedTask, get_task
 from lora_tutorial.experiments.evaluate import RowEvaluator, predictions_hash
 from lora_tutorial.experiments.inputs import EVALUATION_BATCH, OVERLAP, data_hash
-from lora_tutorial.experiments.ship import CARD, LIMIT, LM_LIMIT, READ
+from lora_tutorial.experiments.ship import CARD, READ
 from lora_tutorial.lm.models import LANGUAGE_MODELS
 from lora_tutorial.models.encoders import ENCODERS, load_tokenizer
 from lora_tutorial.squad.evaluator import Reader
-from lora_tutorial.storage.files import sha256_of
+from lora_tutorial.storage.files import LIMIT, LM_LIMIT, sha256_of
 from lora_tutorial.training.records import load_record
 
 ROOT = Path(__file__).resolve().parents[2]

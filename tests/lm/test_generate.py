@@ -5,7 +5,7 @@ import torch
 
 from lora_tutorial.lm.chat import template_ids
 from lora_tutorial.lm.evaluator import text_losses, write_and_compare
-from lora_tutorial.lm.generate import generate_answers, next_tokens, pad_left, stream
+from lora_tutorial.lm.generate import Reply, generate_answers, next_tokens, pad_left, stream
 
 PROMPTS = [
     [{"role": "user", "content": "What is two and two?"}],
@@ -16,6 +16,16 @@ PROMPTS = [
 
 def first(tokens, number):
     return [token for token, _ in zip(tokens, range(number), strict=False)]
+
+
+def listened(answer):
+    """A stream's pieces, and the reply with which it ends."""
+    pieces = []
+    while True:
+        try:
+            pieces.append(next(answer))
+        except StopIteration as end:
+            return pieces, end.value
 
 
 def test_the_loop_by_hand_writes_what_generate_writes(tiny):
@@ -69,16 +79,22 @@ def test_the_stream_ends_with_the_end_token_and_shows_whole_characters(tiny):
     text = "né — 漢"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(ids) > len(text)  # some characters take several tokens
-    pieces = list(stream(Scripted(model, [*ids, tokenizer.eos_token_id, 9]), tokenizer, PROMPTS[1]))
+    pieces, reply = listened(
+        stream(Scripted(model, [*ids, tokenizer.eos_token_id, 9]), tokenizer, PROMPTS[1])
+    )
     assert "".join(pieces) == text
+    assert reply == Reply(text, len(ids) + 1, stopped=True)
     assert not any("\ufffd" in piece for piece in pieces)
 
 
 def test_the_stream_is_cut_where_it_does_not_end(tiny):
     model, tokenizer = tiny
     ids = tokenizer("Say Say Say Say Say", add_special_tokens=False)["input_ids"]
-    written = "".join(stream(Scripted(model, list(ids)), tokenizer, PROMPTS[1], max_new_tokens=2))
-    assert written == tokenizer.decode(ids[:2])
+    pieces, reply = listened(stream(Scripted(model, list(ids)), tokenizer, PROMPTS[1], max_new_tokens=2))
+    assert "".join(pieces) == tokenizer.decode(ids[:2])
+    assert reply == Reply(tokenizer.decode(ids[:2]).strip(), 2, stopped=False)
+    end = [*ids[:1], tokenizer.eos_token_id]
+    assert listened(stream(Scripted(model, end), tokenizer, PROMPTS[1], max_new_tokens=2))[1].stopped
 
 
 def test_answers_say_whether_they_stopped(tiny, monkeypatch):
@@ -102,8 +118,6 @@ def test_chrf_is_100_for_the_reference_itself_and_examples_go_in_front(tiny, mon
     seen = []
 
     def answers(model, tokenizer, prompts, **_):
-        from lora_tutorial.lm.generate import Reply
-
         seen.extend(prompts)
         return [Reply("It is four.", 4, True), Reply("zzz", 2, False)]
 

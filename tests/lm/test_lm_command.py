@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from lora_tutorial import LoraConfig, load_adapter, save_adapter
 from lora_tutorial.cli import checks, doctor
-from lora_tutorial.cli.main import app
+from lora_tutorial.cli.main import USAGE, app, explain
 from lora_tutorial.lm.chat import template_ids
-from lora_tutorial.lm.generate import stream
+from lora_tutorial.lm.generate import Reply, stream
 from lora_tutorial.lm.models import LM_METHODS, SMOLLM2, build_lm, load_lm, load_lm_tokenizer
 from lora_tutorial.training.records import load_record
 
@@ -89,17 +89,24 @@ def said(model, tokenizer, messages, number, **options):
     return "".join(stream(model, tokenizer, messages, number, **options))
 
 
+def written(*arguments):
+    """What ``generate`` writes, without the remark that may follow."""
+    done = CliRunner().invoke(app, ["generate", *map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
 def test_generate_writes_what_the_model_says(trained, tiny_folder):
     adapter, tokenizer = trained[0] / "run" / "adapter", load_lm_tokenizer(tiny_folder)
     model, base = load_adapter(adapter), load_lm(tiny_folder).model
-    asked = ["generate", adapter, ASKED[0]["content"], "--max-new-tokens", 12]
-    assert run(*asked) == said(model, tokenizer, ASKED, 12) + "\n"
-    assert run(*asked, "--base-only") == said(base, tokenizer, ASKED, 12) + "\n"
+    asked = [adapter, ASKED[0]["content"], "--max-new-tokens", 12]
+    assert written(*asked) == said(model, tokenizer, ASKED, 12) + "\n"
+    assert written(*asked, "--base-only") == said(base, tokenizer, ASKED, 12) + "\n"
     drawn = said(model, tokenizer, ASKED, 12, temperature=2.0, seed=3)
-    assert run(*asked, "--temperature", 2, "--seed", 3) == drawn + "\n"
-    assert len({run(*asked), run(*asked, "--base-only"), drawn}) == 3
-    piped = CliRunner().invoke(app, [*map(str, asked[:2]), "-", "--max-new-tokens", "12"], input="What is 1?")
-    assert piped.output == run(*asked)
+    assert written(*asked, "--temperature", 2, "--seed", 3) == drawn + "\n"
+    assert len({written(*asked), written(*asked, "--base-only"), drawn}) == 3
+    piped = ["generate", str(adapter), "-", "--max-new-tokens", "12"]
+    assert CliRunner().invoke(app, piped, input="What is 1?").stdout == written(*asked)
 
 
 @pytest.fixture
@@ -110,6 +117,7 @@ def heard(monkeypatch):
     def answer(model, tokenizer, messages, *_):
         seen.append([dict(message) for message in messages])
         yield from (f"answer {len(messages)}", " end")
+        return Reply("", 2, stopped=True)
 
     monkeypatch.setattr("lora_tutorial.lm.generate.stream", answer)
     return seen
@@ -117,6 +125,25 @@ def heard(monkeypatch):
 
 def talk(adapter, lines, *options):
     return CliRunner().invoke(app, ["chat", str(adapter), *options], input=lines, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("stopped", "most", "remark"),
+    [
+        (True, 64, ""),
+        (False, 64, "The answer was cut after 2 tokens; a larger --max-new-tokens lets it go on.\n"),
+        (False, 300, "The answer was cut: with its prompt it fills the 256 tokens that the model reads.\n"),
+    ],
+)
+def test_an_answer_that_was_cut_is_said_to_be(trained, monkeypatch, stopped, most, remark):
+    def answer(*_):
+        yield from ("one", " two")
+        return Reply("one two", 2, stopped)
+
+    monkeypatch.setattr("lora_tutorial.lm.generate.stream", answer)
+    asked = ["generate", str(trained[0] / "run" / "adapter"), "Say 2.", "--max-new-tokens", str(most)]
+    done = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert (done.stdout, done.stderr) == ("one two\n", remark)
 
 
 def test_chat_remembers_until_the_input_ends(trained, heard):
@@ -151,7 +178,7 @@ def test_it_is_carried_to_peft_and_back_and_merged(trained, tiny_folder, tmp_pat
     assert f'Try it: lora-tutorial generate {tmp_path / "again"} "a request"' in shown
     assert torch.equal(load_adapter(tmp_path / "again")(ids).logits, expected)
     asked = ["What is 1?", "--max-new-tokens", 8]
-    assert run("generate", tmp_path / "again", *asked) == run("generate", adapter, *asked)
+    assert written(tmp_path / "again", *asked) == written(adapter, *asked)
     assert "model.safetensors" in run("export-merged", adapter, tmp_path / "merged", "--title", "Talks")
     torch.testing.assert_close(load_lm(tmp_path / "merged").model(ids).logits, expected, atol=1e-4, rtol=1e-4)
     assert "# Talks" in (tmp_path / "merged" / "README.md").read_text()
@@ -316,9 +343,10 @@ def test_no_mistake_costs_the_import_of_torch(place):
 
 
 def test_a_missing_torchmetrics_is_said_before_the_run(monkeypatch):
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"pip install 'lora-tutorial\[lm\]'"):
+    monkeypatch.setattr("lora_tutorial.lm.basics.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lora-tutorial\[lm\]'") as refused:
         checks.check_lm_options("docstrings", "lora", None, None)
+    assert explain(refused.value) == (str(refused.value), USAGE)
 
 
 def test_what_needs_no_torch_says_what_the_models_say(smollm2):

@@ -119,7 +119,7 @@ def test_examples_are_for_an_untrained_model():
 
 
 def test_without_torchmetrics_a_run_stops_before_it_trains(own_file, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_tutorial.lm.evaluator.find_spec", lambda name: None)
+    monkeypatch.setattr("lora_tutorial.lm.basics.find_spec", lambda name: None)
     experiment = Experiment(load_recipe("chat", **QUICK), own_file, str(tiny_folder), "lora")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lora-tutorial\[lm\]'"):
         run_experiment(experiment, tmp_path / "run", progress=False)

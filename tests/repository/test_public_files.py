@@ -10,6 +10,8 @@ import yaml
 from book_pages import run
 from rules import ROOT, chapters, code_cells, read, text_of
 
+from lora_tutorial.experiments import ship
+
 
 def load(name):
     return yaml.safe_load((ROOT / name).read_text(encoding="utf8"))
@@ -99,6 +101,7 @@ def test_no_committed_file_is_above_the_limit(tmp_path):
     (tmp_path / "small").write_bytes(bytes(sizes.LIMIT))
     (problem,) = sizes.too_large([tmp_path / "big", tmp_path / "small"])
     assert "1,000,001 bytes" in problem
+    assert (sizes.LIMIT, *sizes.LARGER.values()) == (ship.LIMIT, ship.LM_LIMIT)
 
 
 def test_spelling_is_checked(tmp_path):
