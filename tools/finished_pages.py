@@ -1,13 +1,16 @@
 """A Sphinx extension: what a finished page is given, and what the built folder does not need.
 
-A page says in a sentence what it is about, for search engines and for the card that a shared link shows. A
-picture has the size of its file, so that the text does not jump, and is loaded when it comes into view. Of
-the theme's icons and of MathJax only what a page can load stays, which saves a third of the folder.
+A page says in a sentence what it is about, for search engines and for the card that a shared link shows. The
+card has its picture where the pages' address is known, from ``html.baseurl`` in _config.yml or from BOOK_URL
+in the environment. A picture on a page has the size of its file, so that the text does not jump, and is loaded
+when it comes into view. Of the theme's icons and of MathJax only what a page can load stays, which saves a
+third of the folder.
 """
 
 from __future__ import annotations
 
 import html
+import os
 import re
 import shutil
 import struct
@@ -15,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from sphinx.util.osutil import relative_uri
 
 #: The longest description that search engines show.
 DESCRIPTION = 158
 CARD = "_static/card.png"
+#: The address where _config.yml has none, as whoever publishes the pages sets it.
+ADDRESS = "BOOK_URL"
 IMAGE = re.compile(r"<img\b[^>]*>")
 SOURCE = re.compile(r'src="([^":]+)"')
 #: MathJax's own parts that a page loads: always, for a rarer command, or from the menu on a formula.
@@ -61,19 +65,17 @@ def add_card(app: Any, pagename: str, templatename: str, context: dict[str, Any]
     """Give a page the tags of its description and of its card."""
     title = re.sub(r"<[^>]+>", "", context.get("title") or "")
     about = describe(doctree) or f"{title}: a page of {app.config.project}."
-    base = app.config.html_baseurl
-    picture = (
-        f"{base.rstrip('/')}/{CARD}" if base else relative_uri(app.builder.get_target_uri(pagename), CARD)
-    )
+    base = (app.config.html_baseurl or os.environ.get(ADDRESS, "")).rstrip("/")
     tags = {
         'name="description"': about,
         'property="og:title"': html.unescape(title) or app.config.project,
         'property="og:description"': about,
         'property="og:type"': "book" if pagename == app.config.root_doc else "article",
         'property="og:site_name"': app.config.project,
-        'property="og:image"': picture,
-        'name="twitter:card"': "summary_large_image",
+        'name="twitter:card"': "summary_large_image" if base else "summary",
     }
+    if base:  # whoever shows the card fetches its picture from elsewhere, and needs all of the address
+        tags['property="og:image"'] = f"{base}/{CARD}"
     context["metatags"] = context.get("metatags", "") + "".join(
         f'\n    <meta {name} content="{html.escape(text)}" />' for name, text in tags.items()
     )

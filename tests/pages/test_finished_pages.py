@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from author_year import AuthorYearLabels, label
 from book_pages import listed_pages
 from bs4 import BeautifulSoup
-from finished_pages import DESCRIPTION, fewer_icons, size_of, with_sizes
+from finished_pages import DESCRIPTION, add_card, fewer_icons, size_of, with_sizes
 from glossary_cards import mentions
 from mended_pages import mend
 from pybtex.database import Entry, Person
@@ -40,6 +41,28 @@ def test_pictures_get_the_size_of_their_file_and_wait(tmp_path):
 def test_a_drawing_says_its_size_in_points_or_pixels(tmp_path, svg, size):
     (tmp_path / "x.svg").write_text(svg)
     assert size_of(tmp_path / "x.svg") == size
+
+
+@pytest.mark.parametrize(
+    ("configured", "environment", "address"),
+    [
+        ("https://a.org/book/", "", "https://a.org/book/_static/card.png"),
+        ("https://a.org", "https://b.org", "https://a.org/_static/card.png"),
+        ("", "https://b.org/", "https://b.org/_static/card.png"),
+        ("", "", None),
+    ],
+)
+def test_a_cards_picture_has_its_whole_address_or_is_left_out(monkeypatch, configured, environment, address):
+    monkeypatch.setenv("BOOK_URL", environment)
+    config = SimpleNamespace(html_baseurl=configured, project="LoRA", root_doc="book/index")
+    page = {"title": "A <b>page</b>"}
+    add_card(SimpleNamespace(config=config), "book/04_first", "page.html", page, None)
+    tags = {
+        tag.get("property") or tag["name"]: tag["content"]
+        for tag in BeautifulSoup(page["metatags"], "html.parser").find_all("meta")
+    }
+    assert tags.get("og:image") == address and tags["og:title"] == "A page"
+    assert tags["twitter:card"] == ("summary_large_image" if address else "summary")
 
 
 def test_a_heading_without_text_becomes_a_cell():
@@ -108,7 +131,8 @@ def test_a_page_says_what_it_is_about(soup, name):
     assert 20 < len(tags["description"]) <= DESCRIPTION + 1
     assert not re.search(r"[\\$`{}]", tags["description"]), tags["description"]
     assert tags["og:description"] == tags["description"] and tags["og:title"]
-    assert {"og:type", "og:image", "twitter:card"} <= tags.keys()
+    assert {"og:type", "twitter:card"} <= tags.keys()
+    assert tags.get("og:image", "https://").startswith("https://")
 
 
 @pytest.mark.slow
