@@ -2,9 +2,9 @@
 
 A page says in a sentence what it is about, for search engines and for the card that a shared link shows. The
 card has its picture where the pages' address is known, from ``html.baseurl`` in _config.yml or from BOOK_URL
-in the environment. A picture on a page has the size of its file, so that the text does not jump, and is loaded
-when it comes into view. Of the theme's icons and of MathJax only what a page can load stays, which saves a
-third of the folder.
+in the environment. A picture on a page has the size of its file, so that the text does not jump, and is
+loaded when it comes into view. Of the theme's icons and of MathJax only what a page can load stays, which
+saves a third of the folder.
 """
 
 from __future__ import annotations
