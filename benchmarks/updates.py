@@ -92,7 +92,7 @@ def linears(encoder: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def tuned_model(name: str, record: RunRecord) -> nn.Module:
+def tuned_model(name: str, record: RunRecord) -> Any:
     """The model that a run of method ``full`` left."""
     config = record.config
     task = load_task(config["task"]).task
@@ -106,11 +106,12 @@ def tuned_model(name: str, record: RunRecord) -> nn.Module:
 
 def merged(name: str) -> dict[str, Tensor]:
     """The weights of a LoRA run with its update added in."""
-    return linears(merge_lora(load_adapter(HERE.parent / "runs" / name / "adapter")).model)
+    model: Any = merge_lora(load_adapter(HERE.parent / "runs" / name / "adapter"))
+    return linears(model.model)
 
 
 def scores_by_rank(
-    model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor], record: RunRecord
+    model: Any, before: dict[str, Tensor], after: dict[str, Tensor], record: RunRecord
 ) -> dict[str, Any]:
     """Predictions on the final split, and the score, with the update cut down to each rank."""
     config, recipe = record.config, load_recipe("cpu", record.config["task"])
