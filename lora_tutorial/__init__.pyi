@@ -36,6 +36,7 @@ from .analysis.search import chosen_runs as chosen_runs
 from .analysis.search import mean_interval as mean_interval
 from .analysis.search import rate_curves as rate_curves
 from .analysis.speed import speed_records as speed_records
+from .analysis.speed import speed_table as speed_table
 from .analysis.subspaces import amplification as amplification
 from .analysis.subspaces import directions as directions
 from .analysis.subspaces import intruders as intruders
@@ -133,6 +134,7 @@ from .models.roberta import LoraRobertaSelfAttention as LoraRobertaSelfAttention
 from .models.roberta import LoraWrapperRoberta as LoraWrapperRoberta
 from .models.roberta import WrapperOptions as WrapperOptions
 from .models.roberta import classification_loss as classification_loss
+from .pages import drawings as drawings
 from .pages import plots as plots
 from .pages.benchmark_plots import STYLES as STYLES
 from .pages.benchmark_plots import forest as forest

@@ -161,6 +161,25 @@ def images_have_alt(notebook: Notebook) -> list[str]:
     return sorted(found)
 
 
+def figures_have_captions(notebook: Notebook) -> list[str]:
+    """What a cell draws has a caption, which states the finding, and a name to refer to it by.
+
+    Names are those of no other cell in the notebook. A cell that leaves two pictures would number both alike.
+    """
+    found, drawn = [], dict[str, int]()
+    for number, cell, output in _outputs(notebook):
+        if "image/svg+xml" not in output.get("data", {}):
+            continue
+        figure = cell["metadata"].get("mystnb", {}).get("figure", {})
+        name, caption = figure.get("name", ""), figure.get("caption", "")
+        if not name.startswith("fig-") or len(caption.split()) < 6 or not caption.endswith((".", ")")):
+            found.append(f"code cell {number} leaves a figure without name and caption (mystnb.figure)")
+        elif name in drawn:
+            found.append(f"code cell {number} leaves a figure with the name of another, {name}")
+        drawn[name] = number
+    return found
+
+
 def no_widgets(notebook: Notebook) -> list[str]:
     """No widget: a stored page cannot run one."""
     found = ["metadata keeps widget state"] if "widgets" in notebook["metadata"] else []
@@ -198,6 +217,7 @@ RULES: tuple[Callable[[Notebook], list[str]], ...] = (
     outputs_small,
     ignored_outputs_assert,
     images_have_alt,
+    figures_have_captions,
     no_widgets,
     kernel_is_python3,
     no_clock,

@@ -1,19 +1,21 @@
-// On a narrow screen a figure takes the whole width, and at least 0.45 of the width of its file: there a point of its
-// text is 0.9 pixels. What is then too wide scrolls sideways in a box of its own, which Tab reaches as well.
+// On a narrow screen a figure takes the whole width, and at least 0.9 pixels for a point of its text (0.45 of the width
+// of a file of pixels). What is then too wide scrolls sideways in a box of its own, which Tab reaches as well.
 addEventListener("load", () => {
   const narrow = matchMedia("screen and (max-width: 576px)");
-  const boxes = [...document.querySelectorAll(".bd-article .cell_output > img")].map(image => {
+  const drawings = document.querySelectorAll(".bd-article :is(.cell_output, .cell_output > figure) > :is(img, svg.drawn)");
+  const boxes = [...drawings].map(drawing => {
     const box = document.createElement("div");
-    image.replaceWith(box);
-    box.append(image);
+    drawing.replaceWith(box);
+    box.append(drawing);
     return box;
   });
+  const legible = drawing => drawing.viewBox ? 0.9 * drawing.viewBox.baseVal.width
+    : 0.45 * (drawing.naturalWidth || Number(drawing.getAttribute("width")));
   const fit = () => {
     for (const box of boxes) {
       box.classList.toggle("phone-figure", narrow.matches);
-      const image = box.firstChild, file = image.naturalWidth || Number(image.getAttribute("width"));
-      const width = 0.45 * file, wide = narrow.matches && width > box.clientWidth;
-      image.style.width = wide ? `${width}px` : narrow.matches ? "100%" : "";
+      const drawing = box.firstChild, width = legible(drawing), wide = narrow.matches && width > box.clientWidth;
+      drawing.style.width = wide ? `${width}px` : narrow.matches ? "100%" : "";
       for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", "Figure, scrolls sideways"]])
         wide ? box.setAttribute(name, value) : box.removeAttribute(name);
     }

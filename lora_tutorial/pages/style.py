@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import matplotlib as mpl
 from cycler import cycler
 
@@ -39,8 +41,11 @@ def use_style() -> None:
     """Give every following figure the book's look.
 
     The background is transparent and text is grey, so that one picture reads on a white and on a dark page.
-    Nothing depends on the time or on the machine's fonts: matplotlib's own DejaVu Sans is used.
+    Nothing depends on the time or on the machine's fonts: matplotlib's own DejaVu Sans is used, and its
+    letters are drawn as outlines. A notebook stores its figures as SVG from then on; elsewhere only the
+    look changes.
     """
+    _show_svg()
     mpl.rcParams.update(
         {
             "figure.figsize": (6.4, 3.6),
@@ -51,6 +56,7 @@ def use_style() -> None:
             "savefig.facecolor": "none",
             "savefig.transparent": True,
             "svg.hashsalt": "lora-tutorial",
+            "svg.fonttype": "path",
             "axes.facecolor": "none",
             "axes.edgecolor": AXIS,
             "axes.labelcolor": AXIS,
@@ -84,5 +90,20 @@ def use_style() -> None:
             "lines.solid_capstyle": "round",
             "patch.edgecolor": "none",
             "image.cmap": "cividis",
+            "image.interpolation": "none",  # the array's own values, which a drawing can enlarge
         }
     )
+
+
+def _show_svg() -> None:
+    """Have a notebook store its figures as SVG, without the time and the versions that drew them."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None:
+        return
+    from matplotlib_inline.config import InlineBackend
+
+    backend = InlineBackend.instance(parent=shell)
+    unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    backend.print_figure_kwargs = {**backend.print_figure_kwargs, "metadata": unsaid}
+    backend.figure_formats = {"svg"}

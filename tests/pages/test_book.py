@@ -1,6 +1,7 @@
 """The stored book: every chapter keeps the rules, every rule can fail, nbval sees a change."""
 
 import ast
+import configparser
 import copy
 import importlib.metadata
 import importlib.util
@@ -100,6 +101,13 @@ def unexecuted():
     return notebook
 
 
+def drawn(**figure):
+    """Metadata of a cell whose figure has an alt text."""
+    return {"mystnb": {"figure": figure, "image": {"alt": "Accuracy rises with the rank"}}}
+
+
+SVG = {**IMAGE, "data": {"image/svg+xml": "<svg/>", "text/plain": "<Figure>"}}
+CAPTION = {"name": "fig-rank", "caption": "Up to rank eight, accuracy rises."}
 IGNORED = {"tags": ["nbval-ignore-output"]}
 PNG = IMAGE["data"]
 BAD = [
@@ -120,6 +128,10 @@ BAD = [
     ("images_have_alt", with_cell(outputs=[IMAGE], metadata={"mystnb": {"image": {"alt": "plot"}}})),
     ("images_have_alt", with_output(html("<svg viewBox='0 0 1 1'></svg>"))),
     ("images_have_alt", with_text("![](_static/logo.svg)")),
+    ("figures_have_captions", with_cell(outputs=[SVG], metadata=drawn())),
+    ("figures_have_captions", with_cell(outputs=[SVG], metadata=drawn(**CAPTION | {"name": "rank"}))),
+    ("figures_have_captions", with_cell(outputs=[SVG], metadata=drawn(**CAPTION | {"caption": "Ranks."}))),
+    ("figures_have_captions", with_cell(outputs=[SVG, SVG], metadata=drawn(**CAPTION))),
     ("no_widgets", with_metadata(widgets={})),
     ("no_widgets", with_output({**IMAGE, "data": {"application/vnd.jupyter.widget-view+json": {}}})),
     ("kernel_is_python3", with_metadata(kernelspec={"name": "my-env"})),
@@ -145,12 +157,13 @@ def test_every_rule_is_seen_to_refuse():
     [
         with_cell(outputs=[ERROR], metadata={"tags": ["raises-exception"]}),
         with_cell(outputs=[IMAGE], metadata={"mystnb": {"image": {"alt": "Accuracy rises with the rank"}}}),
+        with_cell(outputs=[SVG], metadata=drawn(**CAPTION)),
         with_cell(metadata=IGNORED, source="%time score = 0.8\nassert 0.7 < score < 0.9"),
         with_output(stream("see https://example.org/home/page, and 3/opt/2")),
         with_output(html('<svg viewBox="0 0 1 1" role="img" aria-label="A square"></svg>')),
         with_output(html('<img src="a.png" alt="A square">')),
     ],
-    ids=["taught-error", "alt", "asserts", "url", "svg", "img"],
+    ids=["taught-error", "alt", "caption", "asserts", "url", "svg", "img"],
 )
 def test_rules_accept(notebook):
     assert [problem for rule in RULES for problem in rule(notebook)] == []
@@ -212,6 +225,23 @@ def test_nbval_sees_a_changed_number(tmp_path):
     drifted = run(*command, "changed.ipynb", cwd=tmp_path)
     assert drifted.returncode == 1
     assert "1 failed" in drifted.stdout
+
+
+def drawn_in(notebook):
+    outputs = [output for cell in code_cells(notebook) for output in cell["outputs"]]
+    return [text_of(o["data"]["image/svg+xml"]) for o in outputs if "image/svg+xml" in o.get("data", {})]
+
+
+def test_nbval_sees_that_there_is_a_figure_and_not_its_lines():
+    patterns = configparser.RawConfigParser()
+    patterns.read(ROOT / "tools" / "sanitize.cfg")
+    figures = patterns["figures"]
+    stored = [text for path in chapters() for text in drawn_in(read(path))]
+    assert stored
+    for svg in stored:
+        assert re.sub(figures["regex"], figures["replace"], svg) == "SVG"
+    page = '<figure><svg viewBox="0 0 1 1"></svg></figure>'  # a figure to touch is compared
+    assert re.sub(figures["regex"], figures["replace"], page) == page
 
 
 def test_no_comment_in_a_chapter_is_left_to_do():

@@ -81,8 +81,9 @@ def test_figures_on_a_phone_can_be_read_and_moved_by_keyboard(browser, site):
         boxes = page.query_selector_all(".phone-figure[tabindex]")
         assert boxes
         for box in boxes:
-            # at 0.45 of the file's width a point of the figure's text is 0.9 pixels
-            assert box.evaluate("el => el.firstChild.clientWidth >= 0.44 * el.firstChild.naturalWidth")
+            # a point of the figure's text is 0.9 pixels
+            width = "el => el.firstChild.getBoundingClientRect().width / el.firstChild.viewBox.baseVal.width"
+            assert box.evaluate(width) >= 0.88
             box.focus()
             page.keyboard.press("ArrowRight")
             page.wait_for_function("el => el.scrollLeft > 0", arg=box)

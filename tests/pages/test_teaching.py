@@ -1,4 +1,4 @@
-"""What the chapters call: shown source, silence, one figure style."""
+"""What the chapters call: shown source, and silence. Figures have a file of their own."""
 
 import inspect
 import os
@@ -40,39 +40,6 @@ def says_what_it_is():
 def test_what_has_no_source_is_refused_by_name(thing):
     with pytest.raises(TypeError, match="has no Python source: pass a class, function"):
         show_source(thing)
-
-
-def contrast(first, second):
-    """The WCAG contrast ratio of two colours (#rrggbb)."""
-
-    def luminance(colour):
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    high, low = sorted((luminance(first), luminance(second)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.parametrize("page", ["#ffffff", "#14171c"])
-def test_figures_read_on_both_pages(page):
-    from lora_tutorial.pages import style as figures
-
-    assert contrast(figures.AXIS, page) > 4
-    for name, colour in figures.OKABE_ITO.items():
-        assert contrast(colour, page) > 2, name
-
-
-def test_pictures_are_the_same_twice(tmp_path):
-    script = (
-        "import sys, matplotlib; matplotlib.use('Agg')\n"
-        "import matplotlib.pyplot as plt\n"
-        "from lora_tutorial.pages.style import use_style\n"
-        "use_style(); fig, ax = plt.subplots(); ax.plot([1, 3, 2]); fig.savefig(sys.argv[1])\n"
-    )
-    for name in ("a.png", "b.png"):
-        subprocess.run([sys.executable, "-c", script, tmp_path / name], check=True)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_quiet_leaves_nothing_on_stderr():

@@ -1,0 +1,159 @@
+"""Drawings of mechanisms: boxes, arrows and names. They take names and sizes, never a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+from matplotlib.patches import FancyArrowPatch, Rectangle
+
+from lora_tutorial.pages.style import AXIS, OKABE_ITO, ROLES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["aligned_names", "merged_layer", "module_trees", "three_products"]
+
+_FROZEN, _LORA = ROLES["frozen"], ROLES["lora"]
+
+
+def _canvas(width: float, height: float, inches: tuple[float, float]) -> tuple[Figure, Axes]:
+    fig, axis = plt.subplots(figsize=inches)
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    axis.axis("off")
+    return fig, axis
+
+
+def _box(axis: Axes, place: Sequence[float], colour: str, text: str = "", size: float = 10) -> None:
+    """A box at (left, top, width, height), with a text in its middle."""
+    x, y, w, h = place
+    axis.add_patch(Rectangle((x, y), w, h, facecolor=colour + "40", edgecolor=colour, linewidth=1.4))
+    axis.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size)
+
+
+def _arrow(axis: Axes, *points: tuple[float, float]) -> None:
+    for start, end in pairwise(points):
+        style = "-|>" if end == points[-1] else "-"
+        arrow = FancyArrowPatch(
+            start, end, arrowstyle=style, mutation_scale=11, shrinkA=0, shrinkB=0, color=AXIS, lw=1.3
+        )
+        axis.add_patch(arrow)
+
+
+def merged_layer() -> Figure:
+    """Draw an adapted layer beside the plain layer that it becomes when it is merged."""
+    fig, axis = _canvas(20, 7.2, (6.4, 2.4))
+    _box(axis, (2.2, 1.0, 2.6, 2.6), _FROZEN, "$W_0$", 12)
+    _box(axis, (2.2, 5.2, 2.6, 0.7), _LORA, "$A$", 11)
+    _box(axis, (6.0, 4.25, 0.7, 2.6), _LORA, "$B$", 11)
+    _arrow(axis, (0.2, 2.3), (2.2, 2.3))
+    _arrow(axis, (1.2, 2.3), (1.2, 5.55), (2.2, 5.55))
+    _arrow(axis, (4.8, 5.55), (6.0, 5.55))
+    _arrow(axis, (6.7, 5.55), (7.5, 5.55))
+    _arrow(axis, (8.0, 5.1), (8.0, 2.75))
+    _arrow(axis, (4.8, 2.3), (7.6, 2.3))
+    _arrow(axis, (8.4, 2.3), (9.6, 2.3))
+    axis.text(8.0, 2.3, "+", ha="center", va="center", fontsize=13)
+    axis.text(8.0, 5.55, r"$\times\, s$", ha="center", va="center", fontsize=11)
+    axis.text(4.6, 0.4, "adapted: three products", ha="center", va="center", fontsize=9.5)
+    _arrow(axis, (10.4, 3.6), (12.6, 3.6))
+    axis.text(11.5, 3.1, "merge", ha="center", va="center", fontsize=9.5, color=_LORA)
+    _box(axis, (14.9, 2.3, 2.6, 2.6), _FROZEN)
+    axis.add_patch(Rectangle((14.9, 2.3), 2.6, 2.6, facecolor=_LORA + "38"))
+    axis.text(16.2, 3.6, "$W_0 +$\n$s\\,BA$", ha="center", va="center", fontsize=11)
+    _arrow(axis, (13.3, 3.6), (14.9, 3.6))
+    _arrow(axis, (17.5, 3.6), (19.1, 3.6))
+    axis.text(16.2, 1.7, "merged: one product", ha="center", va="center", fontsize=9.5)
+    return fig
+
+
+def module_trees(trees: Mapping[str, Sequence[tuple[int, str, str]]]) -> Figure:
+    """Draw trees of modules side by side; what the first tree has otherwise is in the adapters' colour.
+
+    Parameters
+    ----------
+    trees
+        Title to rows from the top down: depth, name, class. All trees have rows of the same names.
+    """
+    (first, *_), rows = trees.values(), max(map(len, trees.values()))
+    fig, axes = plt.subplots(1, len(trees), figsize=(7.2, 0.21 * rows + 0.5), squeeze=False)
+    for axis, (title, tree) in zip(axes[0], trees.items(), strict=True):
+        axis.set(title=title, xlim=(-0.3, 10), ylim=(rows - 0.4, -0.6))
+        axis.axis("off")
+        for place, (depth, name, kind) in enumerate(tree):
+            is_new = first[place] != (depth, name, kind)
+            axis.text(0.55 * depth, place, name, va="center", fontsize=9)
+            style = {"color": _LORA, "weight": "bold"} if is_new else {"color": _FROZEN}
+            axis.text(4.6, place, kind, va="center", fontsize=9, **style)
+            parents = [row for row in range(place) if tree[row][0] == depth - 1]
+            if parents:
+                left = 0.55 * depth - 0.4
+                axis.plot([left, left, left + 0.25], [parents[-1] + 0.5, place, place], color=AXIS, lw=0.7)
+    return fig
+
+
+def aligned_names(rows: Mapping[str, Sequence[str]], learnt: Sequence[str] = ()) -> Figure:
+    """Draw dotted names cut into parts, equal parts below each other.
+
+    Parameters
+    ----------
+    rows
+        What has the name, to its parts; an empty part leaves its place open.
+    learnt
+        Parts in the adapters' colour; the others are grey.
+    """
+    columns = list(zip(*rows.values(), strict=True))
+    widths = [max(map(len, column)) + 1.2 for column in columns]
+    starts = [sum(widths[:number]) for number in range(len(widths))]
+    fig, axis = _canvas(sum(widths), 2 * len(rows), (7.2, 0.5 * len(rows) + 0.1))
+    for place, (name, parts) in enumerate(rows.items()):
+        axis.text(0, 2 * place + 0.35, name, va="center", fontsize=9, color=_FROZEN)
+        for start, width, part in zip(starts, widths, parts, strict=True):
+            if part:
+                colour = _LORA if part in learnt else _FROZEN
+                _box(axis, (start, 2 * place + 0.75, width - 0.4, 0.95), colour)
+                middle = start + width / 2 - 0.2
+                words = {"ha": "center", "va": "center", "fontsize": 7.6, "family": "monospace"}
+                axis.text(middle, 2 * place + 1.24, part, **words)
+    return fig
+
+
+def three_products(tokens: str = "$N$", n_in: str = "$d_{in}$", n_out: str = "$d_{out}$") -> Figure:
+    """Draw the three matrix products of a linear layer in training, the one that freezing saves in colour."""
+    fig, axis = _canvas(20, 11.2, (6.6, 3.6))
+    t, i, o = 2.4, 1.9, 1.3  # how long the three sizes are drawn
+    size = {t: tokens, i: n_in, o: n_out}
+    x, w, g = OKABE_ITO["blue"], _FROZEN, OKABE_ITO["orange"]
+    products = (
+        ("forward: always", ("$x$", t, i, x), ("$W^\\top$", i, o, w), ("$h$", t, o, x), AXIS),
+        (
+            "to the layer below:\nif something there trains",
+            ("$g$", t, o, g),
+            ("$W$", o, i, w),
+            ("", t, i, g),
+            AXIS,
+        ),
+        (
+            "to the weight:\nonly if it trains",
+            ("$g^\\top$", o, t, g),
+            ("$x$", t, i, x),
+            ("", o, i, _LORA),
+            _LORA,
+        ),
+    )
+    for row, (name, *factors, colour) in enumerate(products):
+        middle = 1.75 + 3.85 * row
+        axis.text(0, middle, name, va="center", fontsize=9.5, color=colour)
+        left = 7.4
+        for (letter, high, wide, fill), sign in zip(factors, ("×", "=", ""), strict=True):
+            _box(axis, (left, middle - high / 2, wide, high), fill, letter, 11)
+            axis.text(left - 0.12, middle, size[high], ha="right", va="center", fontsize=8)
+            axis.text(
+                left + wide / 2, middle + high / 2 + 0.42, size[wide], ha="center", va="center", fontsize=8
+            )
+            axis.text(left + wide + 0.55, middle, sign, ha="center", va="center", fontsize=12)
+            left += wide + 2.2
+    return fig

@@ -1,0 +1,76 @@
+"""The drawings say what they are given, where it can be read: no words lie on each other or outside."""
+
+from itertools import combinations
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
+
+from lora_tutorial.pages import drawings
+from lora_tutorial.pages.style import ROLES, use_style
+
+PLAIN = [(0, "attention", "Attention"), (1, "query", "Linear"), (1, "out", "Linear")]
+ADAPTED = [PLAIN[0], (1, "query", "FastLoraLinear"), PLAIN[2]]
+NAMES = {"ours": ["", "query", ".lora_A", ""], "PEFT's": ["base_model.", "query", ".lora_A", ".weight"]}
+DRAWN = {
+    "merged_layer": drawings.merged_layer,
+    "module_trees": lambda: drawings.module_trees({"before": PLAIN, "after": ADAPTED}),
+    "aligned_names": lambda: drawings.aligned_names(NAMES, learnt=[".lora_A"]),
+    "three_products": drawings.three_products,
+}
+
+
+@pytest.fixture(autouse=True)
+def styled():
+    with matplotlib.rc_context():
+        use_style()
+        yield
+    plt.close("all")
+
+
+def words(figure):
+    hidden = {
+        text for axis in figure.axes for side in (axis.xaxis, axis.yaxis) for text in side.findobj(Text)
+    }
+    return [text for text in figure.findobj(Text) if text.get_text().strip() and text not in hidden]
+
+
+def boxes(figure):
+    figure.canvas.draw()
+    drawn = figure.canvas.get_renderer()
+    return {text: text.get_window_extent(drawn) for text in words(figure)}
+
+
+@pytest.mark.parametrize("name", drawings.__all__)
+def test_words_stand_apart_and_inside(name):
+    figure = DRAWN[name]()
+    found = boxes(figure)
+    assert len(found) > 4
+    for one, other in combinations(found, 2):
+        assert not found[one].overlaps(found[other]), (one.get_text(), other.get_text())
+    for text, box in found.items():
+        assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, text.get_text()
+        assert box.y0 >= -1 and box.y1 <= figure.bbox.y1 + 1, text.get_text()
+
+
+def test_a_tree_marks_what_was_swapped():
+    figure = drawings.module_trees({"before": PLAIN, "after": ADAPTED})
+    marked = {text.get_text() for text in words(figure) if to_hex(text.get_color()) == ROLES["lora"].lower()}
+    assert marked == {"FastLoraLinear"}
+    assert sum(text.get_text() == "Linear" for text in words(figure)) == 3
+
+
+def test_equal_parts_of_names_stand_below_each_other():
+    figure = drawings.aligned_names(NAMES, learnt=[".lora_A"])
+    places = {}
+    for text in words(figure):
+        places.setdefault(text.get_text(), []).append(text.get_position()[0])
+    assert len(places["query"]) == len(places[".lora_A"]) == 2 and len(places["base_model."]) == 1
+    assert len(set(places["query"])) == 1 and len(set(places[".lora_A"])) == 1
+    coloured = [patch for patch in figure.axes[0].patches if to_hex(patch.get_edgecolor()) != ROLES["frozen"]]
+    assert len(coloured) == 2
