@@ -15,7 +15,6 @@ The update of one layer goes to ``results/updates/<task>.safetensors``, in half 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,9 +55,7 @@ def main(names: list[str]) -> None:
         before = linears(encoder)
         tuned = tuned_model(names[0], full)
         after = linears(tuned.model)
-        found: dict[str, Any] = {"format": 1, "config": {"kind": "updates", "task": full.config["task"]}}
-        found["runs"] = {name: record.extra["trained_sha256"] for name, record in records.items()}
-        found |= scores_by_rank(tuned, before, after, full)
+        found = scores_by_rank(tuned, before, after, full)
         weights = {name: after if name == names[0] else merged(name) for name in names}
     found["intruders"] = {
         name: {layer: intruders(before[layer], weight) for layer, weight in tuned.items()}
@@ -72,15 +69,15 @@ def main(names: list[str]) -> None:
         }
         for name, tuned in weights.items()
     }
-    folder = HERE / "results" / "updates"
-    folder.mkdir(exist_ok=True)
-    task = full.config["task"]
-    atomic_write_bytes(folder / f"{task}.json", json.dumps(found, indent=0).encode())
-    shown = {"before": before[SHOWN].half(), "update": (after[SHOWN] - before[SHOWN]).half()}
-    about = {"layer": SHOWN, "run": names[0]}
-    atomic_write_bytes(
-        folder / f"{task}.safetensors", safetensors.torch.save(shown, metadata={"about": json.dumps(about)})
-    )
+    task, folder = full.config["task"], HERE / "results" / "updates"
+    hashes = {name: record.extra["trained_sha256"] for name, record in records.items()}
+    about = {"kind": "updates", "task": task, "arm": "full", "runs": hashes}
+    record = RunRecord(about, full.recipe, full.seed, extra=found, main_score=full.main_score)
+    record.status = "finished"
+    record.save(folder / f"{task}.json")
+    shown = {"update": (after[SHOWN] - before[SHOWN]).half()}
+    named = {"layer": SHOWN, "run": names[0]}
+    atomic_write_bytes(folder / f"{task}.safetensors", safetensors.torch.save(shown, named))
 
 
 def linears(encoder: nn.Module) -> dict[str, Tensor]:
@@ -127,13 +124,13 @@ def scores_by_rank(
         return evaluator.evaluate(model).summary(keep_predictions=True)
 
     whole = {layer: after[layer] - before[layer] for layer in before}
-    kept = {r: score({k: truncate(update, r) for k, update in whole.items()}) for r in RANKS}
-    drawn: dict[int, list[dict[str, Any]]] = {}
+    kept = {str(r): score({k: truncate(update, r) for k, update in whole.items()}) for r in RANKS}
+    drawn: dict[str, list[dict[str, Any]]] = {}
     for r in RANKS[1:-1]:
         for draw in range(DRAWS):
             generator = torch.Generator().manual_seed(draw)
             parts = {k: random_part(update, r, generator) for k, update in whole.items()}
-            drawn.setdefault(r, []).append(score(parts))
+            drawn.setdefault(str(r), []).append(score(parts))
     score(whole)
     return {"split": split, "kept": kept, "random": drawn}
 
