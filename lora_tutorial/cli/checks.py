@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lora_tutorial.cli.screen import process
 from lora_tutorial.data.own_file import is_text_file, task_from_file
 from lora_tutorial.data.tasks import TASKS, Task, find_source, get_task
 from lora_tutorial.lm.basics import check_chrf, is_language_model
@@ -25,6 +26,7 @@ from lora_tutorial.training.recipes import METHODS, Recipe
 
 # Copies of what models, adapters and accelerate say, where saying it takes torch; a test compares them.
 HEADS = ("tutorial", "roberta")
+EVALUATION_BATCH = 64
 WIDTHS = {"minilm": 384, "roberta-base": 768, "distilroberta-base": 768, "roberta-large": 1024}
 LM, LM_METHODS, LM_ROWS = "smollm2", ("lora", "full"), {"smollm2": 192}  # the narrowest matrix: keys
 #: What ``train`` takes where nothing is said, for an encoder and for a language model.
@@ -233,6 +235,32 @@ def check_lm(name: str) -> None:
         hub.require_hub(text, "model", f"take {LM}, or the folder of a checkpoint")
 
 
+def check_processes(shard: bool, encoder: str, batches: Sequence[int]) -> None:
+    """Whether all processes of a run can share batches of these sizes, and with ``--shard`` the weights.
+
+    Of a base on the hub it is not known here whether it is quantised; ``train`` refuses it before a step.
+    """
+    _, count = process()
+    if shard and count == 1:
+        raise ValueError(
+            "--shard shares a model's weights out over several processes, and here is one: start it as "
+            "`torchrun --nproc-per-node 2 -m lora_tutorial train ... --shard`, or leave --shard out."
+        )
+    for size in batches:
+        if size % count:
+            raise ValueError(
+                f"{count} processes cannot share a batch of {size} equally; start as many as divide {size}."
+            )
+    if shard and Path(encoder).is_dir():
+        settings = read_json(Path(encoder) / "config.json", "Save the checkpoint again.")
+        if settings.get("quantization_config"):
+            raise ValueError(
+                f"--shard gives each process a part of every matrix, and those in {encoder} are quantised: "
+                "codes and scales belong together. Take a base of 4 or 2 bytes a weight, or leave --shard "
+                "out."
+            )
+
+
 def check_trackers(names: Sequence[str]) -> None:
     """Whether accelerate can log with these."""
     modules = {"tensorboard": ("tensorboard", "tensorboardX")}
@@ -269,7 +297,7 @@ def check_run_folder(folder: Path, resume: bool) -> None:
             "folder with --out."
         )
     check_writable(folder)
-    if lock_file(folder.resolve()).exists():
+    if process()[0] == 0 and lock_file(folder.resolve()).exists():  # one process holds it for all
         with folder_lock(folder, "the run"):
             pass
 

@@ -23,7 +23,7 @@ import typer
 from lora_tutorial.cli.bench import bench
 from lora_tutorial.cli.peft import diagnose, export_merged, export_peft, import_peft
 from lora_tutorial.cli.predict import chat, generate, params, predict
-from lora_tutorial.cli.screen import remark, say, show_error
+from lora_tutorial.cli.screen import console, process, remark, say, show_error
 from lora_tutorial.cli.train import Stopped, train
 
 #: Exit statuses: something the user can mend; a fault of ours (EX_SOFTWARE); Ctrl-C (128 + SIGINT).
@@ -79,6 +79,7 @@ def main() -> NoReturn:
     files, the disk, the network) exits with ``USAGE``; what nobody foresaw with ``FAULT``, and says how the
     traceback is seen; Ctrl-C with ``INTERRUPTED``.
     """
+    console.quiet = process()[0] > 0
     if not os.environ.get(DEBUG):
         warnings.showwarning = _show_warning
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel that we do not use

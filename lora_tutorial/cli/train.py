@@ -31,6 +31,7 @@ METHOD = typer.Option(
 )
 RECIPE = typer.Option(help="quick, chat, tutorial, cpu or paper.", show_default="quick, or chat")
 ALPHA = typer.Option(help="Scale is lora_alpha / r.", show_default="r, or 2 r to write texts")
+SHARD = "Share the weights out over the processes that torchrun has started (FSDP2)."
 HEAD = typer.Option(help="tutorial, or roberta, which PEFT has a place for.", show_default="tutorial")
 
 
@@ -61,6 +62,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    shard: Annotated[bool, typer.Option("--shard", help=SHARD)] = False,
     log_with: Annotated[
         list[str] | None, typer.Option(help="A tracker of accelerate, such as tensorboard.")
     ] = None,
@@ -72,6 +74,8 @@ def train(
     Pairs are text_a and text_b; numbers to predict are a score instead of a label.
 
     To teach a language model, JSON lines have instruction and output (and input), or messages.
+
+    Several processes share a run: torchrun --nproc-per-node 2 -m lora_tutorial train ...
     """
     from lora_tutorial.training.recipes import load_recipe
 
@@ -94,6 +98,9 @@ def train(
         first = checks.read_settings(start)["metadata"].get("task", start.name)
     chosen = load_recipe(recipe, name, start_from=first, **changes)
     (checks.check_lm if writes else checks.check_encoder)(encoder)
+    # of a language model's held-out rows each process scores all
+    batches = (chosen.batch_size,) if writes else (chosen.batch_size, checks.EVALUATION_BATCH)
+    checks.check_processes(shard, encoder, batches)
     lora = checks.check_rank(rank, lora_alpha, encoder, writes)
     checks.check_trackers(log_with or ())
     folder = out or Path("runs") / f"{Path(name).stem}-{Path(encoder).name}-{method}-{recipe}-seed{seed}"
@@ -101,6 +108,7 @@ def train(
     checks.check_recipe(chosen, checks.check_task(name, source))
 
     options = {"resume": resume, "checkpoint_every": checkpoint_every, "log_with": log_with or ()}
+    options["shard"] = shard
     settings = {"source": source, "seed": seed, "lora": lora, "head": head or "tutorial", "start": start}
     _run(folder, options, recipe=chosen, task=name, encoder=encoder, method=method, **settings)
 
@@ -110,6 +118,8 @@ def _run(folder: Path, options: dict[str, Any], **experiment: Any) -> None:
     what = "{encoder} on {task} by {method}: {recipe.epochs} epoch(s), r = {lora.r}, seed {seed}"
     try:
         say(f"Fine-tuning {what.format(**experiment)}.")
+        from torch import distributed
+
         from lora_tutorial.experiments.experiment import Experiment
         from lora_tutorial.experiments.run import prepare, run_experiment, save_run_adapter
         from lora_tutorial.models.encoders import load_tokenizer, quiet
@@ -129,6 +139,8 @@ def _run(folder: Path, options: dict[str, Any], **experiment: Any) -> None:
         if experiment["method"].startswith("lora"):
             size = save_run_adapter(finished, folder / "adapter")
             _show_use(folder / "adapter", size, finished.loaded.task.columns)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
     except KeyboardInterrupt:
         began = (folder / "record.json").exists()
         raise Stopped(

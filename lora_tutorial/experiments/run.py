@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
+from accelerate import PartialState
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ from lora_tutorial.models.encoders import load_tokenizer
 from lora_tutorial.models.fast_roberta import use_fast_attention
 from lora_tutorial.models.roberta import LoraWrapperRoberta
 from lora_tutorial.quant.inject import inject_into_base
+from lora_tutorial.training.processes import stays_on_cpu
 from lora_tutorial.training.recipes import METHODS, Recipe
 from lora_tutorial.training.records import HELD_OUT, RunRecord
 from lora_tutorial.training.trainer import seed_everything, train
@@ -163,7 +165,8 @@ def run_experiment(
     keep_predictions
         Whether the record keeps each prediction, for comparisons row by row.
     **options
-        Passed on to ``train``: ``resume``, ``progress``, ``checkpoint_every``, ``log_with``, ``cpu``.
+        Passed on to ``train``: ``resume``, ``progress``, ``checkpoint_every``, ``log_with``, ``cpu``,
+        ``shard``. Under ``torchrun`` all processes train together, as there, and the main one writes.
 
     Returns
     -------
@@ -172,6 +175,9 @@ def run_experiment(
         there is a labelled one, else on validation (SQuAD has no baselines). ``record.extra["splits"]`` has
         rows, scores and the predictions' hash of each split scored.
     """
+    if options.get("shard") and experiment.bits:
+        raise ValueError(f"bits={experiment.bits}: quantised weights cannot be sharded; leave shard out.")
+    processes = PartialState(cpu=stays_on_cpu(options.get("cpu", False)))
     prepared = prepare(experiment) if prepared is None else prepared
     loaded, tokens, _ = prepared
     if loaded.task.generative:
@@ -204,8 +210,9 @@ def run_experiment(
     record.extra |= {"scored_on": final, "scores": scores, "splits": splits}
     if task.generative:
         record.extra |= written(model, tokenizer, prepared, final)
-    if output_dir is not None:
+    if output_dir is not None and processes.is_main_process:
         record.save(Path(output_dir) / "record.json")
+    processes.wait_for_everyone()
     return Result(model, record, loaded, scores)
 
 
@@ -349,5 +356,8 @@ def save_run_adapter(result: Result, folder: Path) -> int:
         "scores": result.scores["trained"],
         "data_sha256": record.config["data_sha256"],
     }
-    save_adapter(result.model, folder, metadata)
+    processes = PartialState()
+    if processes.is_main_process:
+        save_adapter(result.model, folder, metadata)
+    processes.wait_for_everyone()
     return sum(file.stat().st_size for file in folder.iterdir())

@@ -9,10 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast
 from torch import Tensor, nn
+
+
+def stays_on_cpu(asked: bool) -> bool:
+    """Whether a run is the CPU's: if that was asked for, or there is nothing else.
+
+    Accelerate lets processes without a GPU work together only where it is told so; else each is alone.
+    """
+    devices = getattr(torch, "accelerator", torch.cuda), torch.backends.mps  # torch 2.6 knows of all kinds
+    return asked or not any(device.is_available() for device in devices)
 
 
 def token_weight(batch: Mapping[str, Tensor], accelerator: Accelerator) -> Tensor | float:

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from lora_tutorial.lora.parameters import parameters_hash
+from lora_tutorial.training.processes import stays_on_cpu
 from lora_tutorial.training.recipes import Recipe, RunOptions, with_defaults
 from lora_tutorial.training.records import RunRecord, describe_hardware
 
@@ -198,7 +199,7 @@ def make_accelerator(recipe: Recipe, seed: int, folder: Path | None, options: Ru
         # It outlives a run, and would refuse another precision in the same process.
         AcceleratorState._reset_state()
     accelerator = Accelerator(
-        cpu=options.cpu,
+        cpu=stays_on_cpu(options.cpu),
         mixed_precision=recipe.mixed_precision,
         dataloader_config=DataLoaderConfiguration(
             split_batches=True, use_seedable_sampler=True, data_seed=stream_seed(seed, "order")

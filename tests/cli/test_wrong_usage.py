@@ -56,6 +56,10 @@ CASES = {
         "nowhere is no adapter folder: adapter.json is missing",
     ),
     "start without adapters": ([*QUICK, "--start", "good", "--method", "full"], "--method full trains none"),
+    "one process to share with": (
+        [*QUICK, "--shard"],
+        "over several processes, and here is one: start it as `torchrun --nproc-per-node 2 -m lora_tutorial",
+    ),
     "no file": (["train", "none.csv"], "none.csv"),
     "spreadsheet": (["train", "--task", "table.xlsx"], "table.xlsx"),
     "file without labels": (["train", "unlabelled.csv"], "unlabelled.csv"),
@@ -126,6 +130,10 @@ def place(tmp_path_factory):
     (folder / "empty").mkdir()
     (folder / "bert").mkdir()
     (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "codes").mkdir()
+    codes = {"model_type": "roberta", "quantization_config": {"load_in_4bit": True}}
+    (folder / "codes" / "config.json").write_text(json.dumps(codes))
+    (folder / "codes" / "model.safetensors").write_bytes(b"")
     (folder / "run").mkdir()
     (folder / "run" / "record.json").write_text("{}")
     (folder / "table.xlsx").write_bytes(b"PK\x03\x04")
@@ -196,6 +204,23 @@ def test_no_mistake_costs_the_import_of_torch(place):
         assert not imported & {"torch", "transformers", "datasets", "accelerate", "pyarrow", "sklearn"}, case
 
 
+@pytest.mark.parametrize(
+    ("count", "arguments", "words"),
+    [
+        ("3", [], "3 processes cannot share a batch of 16 equally; start as many as divide 16."),
+        ("2", ["--shard", "--encoder", "codes"], "those in codes are quantised: codes and scales belong"),
+    ],
+)
+def test_what_several_processes_cannot_share_is_refused_too(
+    place, count, arguments, words, monkeypatch, capsys
+):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", count)
+    printed, said = ends(monkeypatch, capsys, *QUICK, *arguments)
+    assert words in said and printed == ""
+
+
 def seconds(*arguments, cwd):
     started = time.perf_counter()
     call(*arguments, cwd=cwd)
@@ -221,9 +246,10 @@ def test_what_needs_no_torch_says_what_the_modules_with_torch_say():
 
     from lora_tutorial import load_encoder
     from lora_tutorial.adapters import files, peft
+    from lora_tutorial.experiments.inputs import EVALUATION_BATCH
     from lora_tutorial.models.roberta import HEADS
 
-    assert checks.HEADS == HEADS
+    assert (checks.HEADS, checks.EVALUATION_BATCH) == (HEADS, EVALUATION_BATCH)
     assert set(checks.TRACKERS) == set(LOGGER_TYPE_TO_CLASS)
     for name in get_available_trackers():
         checks.check_trackers([name.value])

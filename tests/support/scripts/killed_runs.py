@@ -18,7 +18,7 @@ from pathlib import Path
 import safetensors.torch
 import tiny
 import torch
-from two_processes import forked, spread
+from two_processes import forked, one_process, spread
 
 from lora_tutorial.data.metrics import load_metric
 from lora_tutorial.storage.files import sha256_of
@@ -114,7 +114,7 @@ def outcome(folder: Path) -> dict:
 def main() -> None:
     base, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     (base / "two").mkdir()
-    spread(base / "two")
+    spread(one_process, base / "two")
     attempt(base / "whole", None)
     counts = json.loads((base / "whole.counts").read_text())
     draw, runs = random.Random(seed), []

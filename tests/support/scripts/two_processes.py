@@ -41,15 +41,15 @@ def forked(function: Callable[..., None], *arguments: object) -> int:
     return child
 
 
-def spread(folder: Path) -> None:
-    """Run `one_process` in two forks with what torchrun would set in their environments."""
+def spread(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function in two forks, with what torchrun would set in their environments as last argument."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    group |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    children = [forked(one_process, folder, group | {"RANK": r, "LOCAL_RANK": r}) for r in ("0", "1")]
+    group |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    children = [forked(function, *arguments, group | {"RANK": r, "LOCAL_RANK": r}) for r in ("0", "1")]
     if sum(os.waitpid(child, 0)[1] for child in children):
-        sys.exit(f"a process of two failed in {folder}")
+        sys.exit(f"a process of two failed: {function.__name__} of {arguments}")
 
 
 def one_process(folder: Path, environment: dict[str, str]) -> None:
