@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
@@ -103,7 +104,7 @@ def _show_svg() -> None:
         return
     from matplotlib_inline.config import InlineBackend
 
-    backend = InlineBackend.instance(parent=shell)
+    backend: Any = InlineBackend.instance(parent=shell)
     unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     backend.print_figure_kwargs = {**backend.print_figure_kwargs, "metadata": unsaid}
     backend.figure_formats = {"svg"}
