@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, Rectangle
@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["aligned_names", "merged_layer", "module_trees", "three_products"]
+__all__ = [
+    "aligned_names",
+    "cached_tokens",
+    "copies_and_shards",
+    "merged_layer",
+    "module_trees",
+    "three_products",
+]
 
 _FROZEN, _LORA = ROLES["frozen"], ROLES["lora"]
 
@@ -116,7 +123,12 @@ def aligned_names(rows: Mapping[str, Sequence[str]], learnt: Sequence[str] = ())
                 colour = _LORA if part in learnt else _FROZEN
                 _box(axis, (start, 2 * place + 0.75, width - 0.4, 0.95), colour)
                 middle = start + width / 2 - 0.2
-                words = {"ha": "center", "va": "center", "fontsize": 7.6, "family": "monospace"}
+                words: dict[str, Any] = {
+                    "fontsize": 7.6,
+                    "family": "monospace",
+                    "ha": "center",
+                    "va": "center",
+                }
                 axis.text(middle, 2 * place + 1.24, part, **words)
     return fig
 
@@ -156,4 +168,58 @@ def three_products(tokens: str = "$N$", n_in: str = "$d_{in}$", n_out: str = "$d
             )
             axis.text(left + wide + 0.55, middle, sign, ha="center", va="center", fontsize=12)
             left += wide + 2.2
+    return fig
+
+
+def copies_and_shards() -> Figure:
+    """Draw what two processes hold and send: a copy of the model in each, or a half of each weight."""
+    fig, axis = _canvas(20, 9.4, (6.8, 3.2))
+    sides = (
+        (0.2, "copies (DDP)", 1.0, ["gradients of", "A and B"], "once a step", _LORA),
+        (10.8, "shards (FSDP2)", 0.5, ["halves of", "every layer"], "twice a step", _FROZEN),
+    )
+    for left, title, share, sent, times, colour in sides:
+        axis.text(left + 4.5, 0.4, title, ha="center", va="center", fontsize=11, weight="bold")
+        for place, number in ((left, 0), (left + 6.4, 1)):
+            axis.text(place + 1.3, 1.4, f"process {number}", ha="center", va="center", fontsize=9)
+            for top, high, role, name in ((2.0, 4.0, _FROZEN, "W"), (6.4, 1.3, _LORA, "A, B")):
+                edge: dict[str, Any] = {"edgecolor": role, "linewidth": 0.9, "linestyle": ":"}
+                axis.add_patch(Rectangle((place, top), 2.6, high, facecolor="none", **edge))
+                start = top + number * (1 - share) * high  # the second half is the second process's
+                _box(axis, (place, start, 2.6, share * high), role, name if share == 1 else f"½ {name}", 9)
+        middle = left + 4.5
+        _arrow(axis, (middle, 4.9), (left + 6.3, 4.9))
+        _arrow(axis, (middle, 4.9), (left + 2.7, 4.9))
+        for line, text in enumerate(sent):
+            axis.text(middle, 3.4 + 0.8 * line, text, ha="center", va="center", fontsize=8.5, color=colour)
+        axis.text(middle, 5.6, times, ha="center", va="center", fontsize=8.5, color=colour)
+        batch = "rows 1 to 4", "rows 5 to 8"
+        for place, rows in zip((left, left + 6.4), batch, strict=True):
+            axis.text(place + 1.3, 8.5, rows, ha="center", va="center", fontsize=8.5)
+    return fig
+
+
+def cached_tokens(rows: Mapping[str, tuple[int, int, str]]) -> Figure:
+    """Draw whose keys and values a cache holds when the newest token attends to it.
+
+    Parameters
+    ----------
+    rows
+        What the cache is, to the entries that the base made, those that the adapted model made, and what
+        comes out. All rows have equally many entries; the last of each is the new token's.
+    """
+    fig, axis = _canvas(20, 1.6 * len(rows) + 1.1, (7.0, 0.45 * len(rows) + 0.4))
+    entries = sum(next(iter(rows.values()))[:2])
+    left, wide = 4.6, 8.4 / entries
+    axis.text(left + (entries - 1) * wide / 2, 0.5, "in the cache", ha="center", va="center", fontsize=9)
+    axis.text(left + (entries - 0.5) * wide, 0.5, "new", ha="center", va="center", fontsize=9)
+    for place, (name, (of_base, of_adapted, result)) in enumerate(rows.items()):
+        top = 1.1 + 1.6 * place
+        axis.text(left - 0.4, top + 0.55, name, ha="right", va="center", fontsize=9)
+        for entry in range(of_base + of_adapted):
+            colour = _FROZEN if entry < of_base else _LORA
+            _box(axis, (left + entry * wide, top, 0.9 * wide, 1.1), colour)
+        stale = of_base > 0 and of_adapted > 0
+        style = {"color": _LORA, "weight": "bold"} if stale else {"color": AXIS}
+        axis.text(left + entries * wide + 0.4, top + 0.55, result, va="center", fontsize=9, **style)
     return fig

@@ -246,7 +246,9 @@ def tied_weights() -> Figure:
         _flow(axis, *points)
     axis.text(0.3, 1.45, "tokens", fontsize=9)
     axis.text(11.5, 1.45, "logits", fontsize=9)
-    axis.text(8.9, 5.2, "merging writes here,\nand both readers change", fontsize=9, color=lora)
+    merging: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 11, "linestyle": "--", "color": lora}
+    axis.add_patch(FancyArrowPatch((10.4, 3.1), (8.05, 5.2), connectionstyle="arc3,rad=0.3", **merging))
+    axis.text(10.3, 4.4, "merging: both\nreaders change", fontsize=9, color=lora)
     return fig
 
 

@@ -17,7 +17,10 @@ from lora_tutorial.pages.style import ROLES, use_style
 PLAIN = [(0, "attention", "Attention"), (1, "query", "Linear"), (1, "out", "Linear")]
 ADAPTED = [PLAIN[0], (1, "query", "FastLoraLinear"), PLAIN[2]]
 NAMES = {"ours": ["", "query", ".lora_A", ""], "PEFT's": ["base_model.", "query", ".lora_A", ".weight"]}
+CACHES = {"adapted": (0, 7, "its text"), "base": (7, 0, "its text"), "mixed": (6, 1, "another")}
 DRAWN = {
+    "cached_tokens": lambda: drawings.cached_tokens(CACHES),
+    "copies_and_shards": drawings.copies_and_shards,
     "merged_layer": drawings.merged_layer,
     "module_trees": lambda: drawings.module_trees({"before": PLAIN, "after": ADAPTED}),
     "aligned_names": lambda: drawings.aligned_names(NAMES, learnt=[".lora_A"]),
@@ -74,3 +77,11 @@ def test_equal_parts_of_names_stand_below_each_other():
     assert len(set(places["query"])) == 1 and len(set(places[".lora_A"])) == 1
     coloured = [patch for patch in figure.axes[0].patches if to_hex(patch.get_edgecolor()) != ROLES["frozen"]]
     assert len(coloured) == 2
+
+
+def test_entries_of_base_and_adapter_are_counted_and_a_mixed_cache_stands_out():
+    figure = drawings.cached_tokens(CACHES)
+    colours = [to_hex(patch.get_edgecolor()) for patch in figure.axes[0].patches]
+    assert colours.count(ROLES["frozen"]) == 7 + 6
+    assert colours.count(ROLES["lora"].lower()) == 7 + 1
+    assert [text.get_text() for text in words(figure) if text.get_weight() == "bold"] == ["another"]
