@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,29 @@ from torch import Tensor, nn
 
 PHASES = ("forward", "backward", "optimizer")
 QUARTILES = (25, 50, 75)
+WARM_UP = {"cpu": 1, "cuda": 3}  # steps
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+class OutOfTimeError(Exception):
+    """The time for all settings together is over."""
+
+
+class Deadline:
+    """The end of the time that all settings have together; ``None`` is for ever."""
+
+    def __init__(self, seconds: float | None, now: Callable[[], float] = time.monotonic) -> None:
+        self.now = now
+        self.end = math.inf if seconds is None else now() + seconds
+
+    def share(self, settings: int) -> float:
+        """Seconds for the rounds of one setting, if so many are to come, this one included."""
+        return max(0.0, self.end - self.now()) / settings
+
+    def check(self) -> None:
+        """Raise `OutOfTimeError` once the time is over."""
+        if self.now() >= self.end:
+            raise OutOfTimeError
 
 
 class Stopwatch:
@@ -27,23 +50,32 @@ class Stopwatch:
 
     def __init__(self, device: str, clock: str = "wall") -> None:
         self.cuda, self.now = device == "cuda", CLOCKS[clock]
-        self.marks: list[Any] = []
+        self.laps: list[list[Any]] = []
+
+    def start(self) -> None:
+        """Begin a lap: one step."""
+        self.laps.append([])
+        self.mark()
 
     def mark(self) -> None:
         """Note the present moment."""
         if self.cuda:
-            self.marks.append(torch.cuda.Event(enable_timing=True))
-            self.marks[-1].record()
+            self.laps[-1].append(torch.cuda.Event(enable_timing=True))
+            self.laps[-1][-1].record()
         else:
-            self.marks.append(self.now())
+            self.laps[-1].append(self.now())
 
-    def seconds(self) -> list[float]:
-        """The time from each mark to the next; forgets the marks."""
-        marks, self.marks = self.marks, []
+    def seconds(self) -> list[list[float]]:
+        """For each lap the time from each mark to the next; forgets the laps.
+
+        A GPU is waited for here only, so that during several laps it gets its work ahead of time, as in
+        training.
+        """
+        laps, self.laps = [list(itertools.pairwise(lap)) for lap in self.laps], []
         if self.cuda:
             torch.cuda.synchronize()
-            return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
-        return [b - a for a, b in itertools.pairwise(marks)]
+            return [[a.elapsed_time(b) / 1000 for a, b in lap] for lap in laps]
+        return [[b - a for a, b in lap] for lap in laps]
 
 
 class Trainer:
@@ -54,7 +86,8 @@ class Trainer:
         self.model = build(bench, variant)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # A rate so small that a thousand steps leave the weights, and so the work, as they are.
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-9) if self.parameters else None
+        adamw = functools.partial(torch.optim.AdamW, lr=1e-9, fused=self.setting.device == "cuda")
+        self.optimizer = adamw(self.parameters) if self.parameters else None
         self.watch = Stopwatch(self.setting.device, clock)
 
     def loss(self) -> Tensor:
@@ -65,7 +98,7 @@ class Trainer:
 
     def step(self) -> None:
         """One training step, or one forward pass without gradients, with marks between its phases."""
-        self.watch.mark()
+        self.watch.start()
         if self.setting.phase == "infer":
             with torch.no_grad():
                 self.loss()
@@ -77,26 +110,42 @@ class Trainer:
         self.watch.mark()
         if self.optimizer:
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        if "x" in self.bench.batch:
-            self.bench.batch["x"].grad = None
+        self.forget_gradients()
         self.watch.mark()
+
+    def forget_gradients(self) -> None:
+        """Those of the parameters, and of the input of a single layer."""
+        for tensor in (*self.parameters, self.bench.batch.get("x")):
+            if tensor is not None:
+                tensor.grad = None
 
     def timed(self, steps: int) -> dict[str, float]:
         """Mean seconds of each phase over ``steps`` steps in a row."""
         sums: dict[str, float] = {}
+        self.watch.laps.clear()
         for _ in range(steps):
             self.step()
-            for phase, seconds in zip(PHASES, self.watch.seconds(), strict=False):
+        for lap in self.watch.seconds():
+            for phase, seconds in zip(PHASES, lap, strict=False):
                 sums[phase] = sums.get(phase, 0.0) + seconds / steps
         return sums
 
 
-def first_loss(trainer: Trainer) -> float:
-    """The loss before any step, with the generator reset, so that LoRA's dropout draws the same for all."""
+def first_pass(trainer: Trainer) -> tuple[float, float | None]:
+    """The loss before any step and, in training, the norm of what trains' gradient.
+
+    With the generator reset, so that LoRA's dropout draws the same for all; and with gradients, as the steps
+    that are timed: without them a fast layer computes as the plain one does.
+    """
     torch.manual_seed(1)
-    with torch.no_grad():
-        return float(trainer.loss())
+    if trainer.setting.phase == "infer":
+        with torch.no_grad():
+            return float(trainer.loss()), None
+    loss = trainer.loss()
+    loss.backward()
+    norms = [p.grad.float().norm() for p in trainer.parameters if p.grad is not None]
+    trainer.forget_gradients()
+    return float(loss.detach()), float(torch.stack(norms).norm()) if norms else None
 
 
 @contextlib.contextmanager
@@ -105,11 +154,28 @@ def _precision(setting: Setting) -> Iterator[None]:
         yield
 
 
+def prepare(
+    bench: Bench, variants: list[str], clock: str = "wall", deadline: Deadline | None = None
+) -> tuple[dict[str, Trainer], dict[str, dict[str, float | None]]]:
+    """Make every variant ready to step, and say what its first pass gave: ``losses`` and ``gradients``.
+
+    Whatever a first step costs (the optimiser's state, compiling, on a GPU the choice of kernels) is paid
+    here. Raises `OutOfTimeError` if the ``deadline`` is over before all are ready.
+    """
+    deadline = deadline or Deadline(None)
+    trainers: dict[str, Trainer] = {}
+    first: dict[str, dict[str, float | None]] = {"losses": {}, "gradients": {}}
+    for variant in variants:
+        deadline.check()
+        trainers[variant] = Trainer(bench, variant, clock)
+        first["losses"][variant], first["gradients"][variant] = first_pass(trainers[variant])
+        trainers[variant].timed(WARM_UP[bench.setting.device])
+    return trainers, first
+
+
 def measure(
-    bench: Bench,
-    variants: list[str],
+    trainers: dict[str, Trainer],
     rounds: int,
-    clock: str = "wall",
     seed: int = 0,
     shortest: float = 0.05,
     budget: float | None = None,
@@ -118,35 +184,28 @@ def measure(
 
     Parameters
     ----------
-    bench, variants
-        What to time.
+    trainers
+        What to time, as `prepare` makes them.
     rounds
         How many rounds; fewer, but at least 3, if ``budget`` seconds are over before.
-    clock
-        ``"wall"``, or ``"cpu"`` for the processor time of this process on a machine that is busy with others.
     shortest
         One sample lasts at least this many seconds: quick steps are repeated and averaged.
 
     Returns
     -------
     dict
-        ``losses``, ``trainable`` (counts), ``steps`` (a sample's) and ``seconds``: variant, phase, one number
-        a round.
+        ``trainable`` (counts), ``steps`` (a sample's) and ``seconds``: variant, phase, one number a round.
     """
-    trainers = {variant: Trainer(bench, variant, clock) for variant in variants}
-    losses = {variant: first_loss(trainer) for variant, trainer in trainers.items()}
-    for trainer in trainers.values():  # the first step makes the optimiser's state, and compiles
-        trainer.timed(1)
     quickest = min(sum(trainer.timed(1).values()) for trainer in trainers.values())
     steps = max(1, min(200, math.ceil(shortest / max(quickest, 1e-6))))
     order, draw = list(trainers), random.Random(seed)
-    seconds: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
+    seconds: dict[str, dict[str, list[float]]] = {variant: {} for variant in trainers}
     gc.collect()
     gc.disable()
     try:
         start = time.perf_counter()
         for done in range(rounds):
-            if budget and done >= 3 and time.perf_counter() - start > budget:
+            if budget is not None and done >= 3 and time.perf_counter() - start > budget:
                 break
             draw.shuffle(order)
             for variant in order:
@@ -155,7 +214,7 @@ def measure(
     finally:
         gc.enable()
     counts = {variant: sum(p.numel() for p in t.parameters) for variant, t in trainers.items()}
-    return {"losses": losses, "trainable": counts, "steps": steps, "seconds": seconds}
+    return {"trainable": counts, "steps": steps, "seconds": seconds}
 
 
 def summarise(seconds: dict[str, dict[str, list[float]]], seed: int = 0) -> dict[str, Any]:

@@ -72,19 +72,43 @@ def memory_of_a_step(setting: Setting, variant: str) -> dict[str, Any]:
     with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
         trainer.step()
     saved, gradients = saved_and_gradients(trainer)
-    state = trainer.optimizer.state.values() if trainer.optimizer else []
-    tensors = [t for entry in state for t in entry.values() if torch.is_tensor(t)]
     resting = _held(setting.device, reset_peak=True)
     trainer.step()
     return {
         "weights": parameter_bytes(trainer.model),
         "gradients": gradients,
-        "optimizer": sum(t.nbytes for t in tensors),
+        "optimizer": optimizer_bytes(trainer),
         "saved": saved,
         "resting": resting - before,
         "peak": _held(setting.device, peak=True) - before,
         "flops": counter.get_total_flops(),
     }
+
+
+def step_peaks(trainers: dict[str, Trainer]) -> dict[str, dict[str, int]]:
+    """The peak of one step of each, in this process and beside the others, which rest: for a GPU.
+
+    Returns
+    -------
+    dict
+        For each variant, in bytes: ``weights`` and ``optimizer`` (its state), counted from tensors;
+        ``above``, what the step holds at most beyond what there was before it; and ``peak``, the sum of the
+        three. On CUDA that is what tensors hold, by torch's own account, so the others make no difference.
+    """
+    found = {}
+    for variant, trainer in trainers.items():
+        parts = {"weights": parameter_bytes(trainer.model), "optimizer": optimizer_bytes(trainer)}
+        resting = _held(trainer.setting.device, reset_peak=True)
+        trainer.step()
+        parts["above"] = _held(trainer.setting.device, peak=True) - resting
+        found[variant] = parts | {"peak": sum(parts.values())}
+    return found
+
+
+def optimizer_bytes(trainer: Trainer) -> int:
+    """Bytes of the optimiser's state."""
+    state = trainer.optimizer.state.values() if trainer.optimizer else []
+    return sum(t.nbytes for entry in state for t in entry.values() if torch.is_tensor(t))
 
 
 def saved_and_gradients(trainer: Trainer) -> tuple[int, int]:

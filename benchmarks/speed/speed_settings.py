@@ -7,14 +7,21 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-SHAPES = ("roberta-base", "minilm")
+#: Models, and how many positions each has.
+POSITIONS = {"roberta-base": 512, "minilm": 512, "smollm2": 8192}
 TARGETS = ("query-value", "all-linear")
-PRECISIONS = ("fp32", "autocast", "bf16")
+PRECISIONS = ("fp32", "autocast", "bf16", "nf4")
 #: Reference points first, then LoRA in the orders in which it is usually met.
 TRAINING = (
     "full", "floor", "head", "bitfit", "materialised", "teaching", "fast", "fused", "peft", "loralib",
 )  # fmt: skip
 INFERENCE = ("base", "merged", "materialised", "teaching", "fast", "fused", "peft", "loralib")
+#: In bf16 and nf4 PEFT is there twice: with float32 factors, as ours and its own default, and with bfloat16.
+HALF = "peft-half"
+#: These train the same numbers, so their gradients must agree too.
+LORA = ("materialised", "teaching", "fast", "fused", "peft", HALF, "loralib")
+#: Where the base is packed, only these can be made: nothing is added to its weights, and none of them trains.
+PACKED = ("base", "floor", "teaching", "peft", HALF)
 
 
 @dataclass(frozen=True)
@@ -24,8 +31,9 @@ class Setting:
     Parameters
     ----------
     model
-        ``"roberta-base"`` or ``"minilm"`` with random weights, or ``"linear-IN-OUT"``: one linear layer
-        in the middle of a network, so with a gradient for its input.
+        ``"roberta-base"``, ``"minilm"`` or ``"smollm2"`` (SmolLM2-135M, a language model) with random
+        weights, or ``"linear-IN-OUT"``: one linear layer in the middle of a network, so with a gradient for
+        its input.
     batch, length
         Sequences in a batch and tokens in each. A single layer sees their product.
     r, lora_dropout
@@ -35,10 +43,11 @@ class Setting:
     phase
         ``"train"`` (forward, backward, optimiser) or ``"infer"`` (forward without gradients).
     device, precision
-        ``"cpu"`` or ``"cuda"``; ``"fp32"``, ``"autocast"`` (bfloat16 products, float32 weights) or ``"bf16"``
-        (bfloat16 weights).
+        ``"cpu"`` or ``"cuda"``; ``"fp32"``, ``"autocast"`` (bfloat16 products, float32 weights), ``"bf16"``
+        (bfloat16 weights) or ``"nf4"`` (as bf16, but linear weights in NF4). Factors are float32 in all.
     checkpointing, compiled
-        Whether layers are computed twice to save memory, and whether ``torch.compile`` is used.
+        Whether layers are computed twice to save memory, and whether ``torch.compile`` is used, on each
+        layer of the stack.
 
     Raises
     ------
@@ -64,8 +73,8 @@ class Setting:
                 raise ValueError(f"{field} must be {accepted}; got {getattr(self, field)!r}.")
 
         single = self.model.startswith("linear-")
-        named = self.layer_sizes is not None if single else self.model in SHAPES
-        require("model", named, f"{', '.join(SHAPES)} or linear-IN-OUT, as in linear-768-3072")
+        named = self.layer_sizes is not None if single else self.model in POSITIONS
+        require("model", named, f"{', '.join(POSITIONS)} or linear-IN-OUT, as in linear-768-3072")
         for field in ("batch", "length", "r"):
             value = getattr(self, field)
             require(field, type(value) is int and value > 0, "a positive integer")
@@ -76,7 +85,8 @@ class Setting:
         require("device", self.device in ("cpu", "cuda"), "cpu or cuda")
         require("precision", self.precision in PRECISIONS, ", ".join(PRECISIONS))
         require("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)")
-        require("length", single or self.length <= 512, "at most 512, the positions that these models have")
+        most = POSITIONS.get(self.model, self.length)
+        require("length", self.length <= most, f"at most {most}, the positions that this model has")
 
     @property
     def layer_sizes(self) -> tuple[int, int] | None:
@@ -105,12 +115,16 @@ class Setting:
     def variants(self) -> tuple[str, ...]:
         """The variants that make sense here, in the order of reports."""
         names = TRAINING if self.phase == "train" else INFERENCE
-        left_out = {"head", "bitfit"} if self.layer_sizes else set()
+        # A single layer has no head, and a language model's is its embedding; its layers have no biases.
+        left_out = {"head", "bitfit"} if self.layer_sizes or self.model == "smollm2" else set()
         if self.lora_dropout and self.phase == "train":
             left_out |= {"materialised", "fused"}  # which know no dropout
-        if self.targets != "query-value":
-            left_out.add("fused")  # one function for query, key and value, adapting the first and the last
-        return tuple(name for name in names if name not in left_out)
+        if self.targets != "query-value" or self.model == "smollm2":
+            left_out.add("fused")  # RoBERTa's query, key and value in one, adapting the first and the last
+        if self.precision == "nf4":
+            left_out |= set(names) - set(PACKED)
+        half = (HALF,) if self.precision in ("bf16", "nf4") else ()
+        return (*(name for name in names if name not in left_out), *half)
 
     def to_dict(self) -> dict[str, Any]:
         """The setting as JSON has it."""
@@ -136,13 +150,18 @@ def grid(**values: Iterable[Any]) -> list[Setting]:
 # 128 to 8,192 tokens a batch.
 BATCHES = ((1, 128), (4, 128), (16, 128), (64, 128))
 LAYERS = ("linear-768-768", "linear-768-3072", "linear-3072-768")
+#: For a GPU: a batch that keeps it busy, and one that waits for Python.
+GPU_BATCHES = {"roberta-base": ((64, 256), (8, 128)), "smollm2": ((16, 512), (2, 256))}
+GPU_VARIANTS = ("full", "floor", "teaching", "fast", "peft", HALF)
 
 
 def plan(name: str, device: str = "cpu") -> list[Setting]:
-    """The settings of a named plan: ``"quick"`` (seconds), ``"short"`` (minutes) or ``"full"`` (hours).
+    """The settings of a plan: ``"quick"`` takes seconds, ``"short"`` and ``"gpu"`` minutes, ``"full"`` hours.
 
     Ordered so that what matters most is there first when a run is cut short.
     """
+    if name == "gpu":
+        return _gpu(device)
     common = {"device": [device]}
     if name == "quick":
         return [
@@ -159,7 +178,7 @@ def plan(name: str, device: str = "cpu") -> list[Setting]:
     if name == "short":
         return short
     if name != "full":
-        raise ValueError(f"plan must be quick, short or full; got {name!r}.")
+        raise ValueError(f"plan must be quick, short, gpu or full; got {name!r}.")
     more = [
         *grid(model=LAYERS, tokens=BATCHES, r=[1, 8, 16, 64, 256], **common),
         *grid(model=["roberta-base", "minilm"], tokens=BATCHES[:3], r=[8, 64], targets=TARGETS, **common),
@@ -168,6 +187,8 @@ def plan(name: str, device: str = "cpu") -> list[Setting]:
         *grid(model=["minilm"], tokens=[(16, 64)], phase=["infer"], targets=TARGETS, **common),
         *grid(model=LAYERS[:1], tokens=[(16, 128)], lora_dropout=[0.1], **common),
         *grid(model=["minilm"], tokens=[(16, 64)], targets=TARGETS, checkpointing=[True], **common),
+        *grid(model=["smollm2"], tokens=[(4, 256)], r=[8, 64], targets=["all-linear"], **common),
+        *grid(model=["smollm2"], tokens=[(4, 256)], targets=["all-linear"], checkpointing=[True], **common),
     ]
     if device == "cuda":
         same = {"model": ["roberta-base"], "tokens": [(16, 128), (64, 128)], "targets": TARGETS, **common}
@@ -175,3 +196,20 @@ def plan(name: str, device: str = "cpu") -> list[Setting]:
         more += grid(precision=["autocast"], checkpointing=[True], **same)
         more += grid(precision=["autocast"], compiled=[True], **same)
     return list(dict.fromkeys([*short, *more]))
+
+
+def _gpu(device: str) -> list[Setting]:
+    """Both models, rank 16 on every linear layer: bfloat16, NF4, checkpointing, compiled, small batches."""
+    kinds: list[tuple[int, dict[str, Any]]] = [
+        (0, {"precision": "bf16"}),
+        (0, {"precision": "nf4"}),
+        (0, {"precision": "bf16", "checkpointing": True}),
+        (0, {"precision": "bf16", "compiled": True}),
+        (1, {"precision": "bf16"}),
+        (0, {"precision": "autocast"}),
+    ]
+    return [
+        Setting(model, *batches[i], r=16, targets="all-linear", device=device, **kind)
+        for i, kind in kinds
+        for model, batches in GPU_BATCHES.items()
+    ]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import loralib
 import peft
 import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
 from speed_settings import Setting
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import RobertaForSequenceClassification
+from transformers import LlamaConfig, LlamaForCausalLM, RobertaForSequenceClassification
 
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.fast import FastLoraLinear
@@ -22,8 +24,24 @@ from lora_tutorial.lora.merge import lora_modules, merge_lora
 from lora_tutorial.models.encoders import load_encoder
 from lora_tutorial.models.fast_roberta import use_fast_attention
 from lora_tutorial.models.roberta import LoraRobertaSelfAttention
+from lora_tutorial.quant.linear4bit import LoraLinear4bit, keep_codes, linears_4bit, quantize_linears
 
-DTYPES = {"fp32": torch.float32, "autocast": torch.float32, "bf16": torch.bfloat16}
+HALF = torch.bfloat16
+DTYPES = {"fp32": torch.float32, "autocast": torch.float32, "bf16": HALF, "nf4": HALF}
+#: The shape of SmolLM2-135M; grouped keys and values, and one tensor for both embeddings.
+SMOLLM2 = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "use_cache": False,
+}
+QUERY_VALUE = {"smollm2": ("q_proj", "v_proj")}
+BACKEND = "inductor"  # of torch.compile
 
 
 class OneLinear(nn.Module):
@@ -45,6 +63,10 @@ class FloorLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         return y if y.requires_grad or not torch.is_grad_enabled() else y.requires_grad_()
+
+
+class FloorLinear4bit(FloorLinear, Linear4bit):
+    """The same on a packed weight."""
 
 
 class MaterialisedLinear(LoraLinear):
@@ -77,15 +99,12 @@ def make_bench(setting: Setting, seed: int = 0) -> Bench:
     if setting.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, and torch sees none here; use cpu.")
     torch.manual_seed(seed)
-    if setting.layer_sizes:
-        base: nn.Module = OneLinear(*setting.layer_sizes)
-    else:
-        no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        base = load_encoder(
-            setting.model, weights="random", model_class=RobertaForSequenceClassification, **no_dropout
-        ).model
-    base = base.to(setting.device, DTYPES[setting.precision]).requires_grad_(False)
-    targets = "all-linear" if setting.targets == "all-linear" else ("query", "value")
+    base = _base(setting).to(setting.device, DTYPES[setting.precision]).requires_grad_(False)
+    if setting.precision == "nf4":
+        for _, packed in linears_4bit(keep_codes(quantize_linears(base))):
+            packed.compute_dtype = HALF
+    query_value = QUERY_VALUE.get(setting.model, ("query", "value"))
+    targets = "all-linear" if setting.targets == "all-linear" else query_value
     config = LoraConfig(
         r=setting.r, lora_alpha=2 * setting.r, lora_dropout=setting.lora_dropout, target_modules=targets
     )
@@ -99,6 +118,17 @@ def make_bench(setting: Setting, seed: int = 0) -> Bench:
     return Bench(setting, base, config, names, factors, _batch(setting, base))
 
 
+def _base(setting: Setting) -> nn.Module:
+    if setting.layer_sizes:
+        return OneLinear(*setting.layer_sizes)
+    if setting.model == "smollm2":
+        return LlamaForCausalLM(LlamaConfig(**SMOLLM2))
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return load_encoder(
+        setting.model, weights="random", model_class=RobertaForSequenceClassification, **no_dropout
+    ).model
+
+
 def _batch(setting: Setting, base: nn.Module) -> dict[str, Tensor]:
     if setting.layer_sizes:
         n_in, n_out = setting.layer_sizes
@@ -107,7 +137,8 @@ def _batch(setting: Setting, base: nn.Module) -> dict[str, Tensor]:
         grad = torch.randn(setting.tokens, n_out).to(setting.device, dtype)
         return {"x": x.requires_grad_(setting.phase == "train"), "grad": grad}
     ids = torch.randint(200, base.config.vocab_size, (setting.batch, setting.length), device=setting.device)
-    return {"input_ids": ids, "labels": torch.arange(setting.batch, device=setting.device) % 2}
+    classes = torch.arange(setting.batch, device=setting.device) % 2
+    return {"input_ids": ids, "labels": ids if setting.model == "smollm2" else classes}
 
 
 def build(bench: Bench, variant: str) -> nn.Module:
@@ -115,7 +146,10 @@ def build(bench: Bench, variant: str) -> nn.Module:
     if variant not in VARIANTS:
         raise ValueError(f"No variant {variant!r}; there are {', '.join(VARIANTS)}.")
     # The same storage, so ten models take the memory of one, but each with its own requires_grad.
-    own = {id(p): nn.Parameter(p.data, requires_grad=False) for p in bench.base.parameters()}
+    own: dict[int, object] = {}
+    for p in bench.base.parameters():
+        own[id(p)] = p if isinstance(p, Params4bit) else nn.Parameter(p.data, requires_grad=False)
+    own |= {id(layer.quant_state): layer.quant_state for _, layer in linears_4bit(bench.base)}
     model = VARIANTS[variant](copy.deepcopy(bench.base, own), bench)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -123,11 +157,23 @@ def build(bench: Bench, variant: str) -> nn.Module:
     if bench.setting.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train(bench.setting.phase == "train")
-    return torch.compile(model) if bench.setting.compiled else model
+    return _compiled(model) if bench.setting.compiled else model
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    """Compile each layer of the stack in place: all have one code, so it takes the time of two or three."""
+    # Every form is another case for that code. Past the limit torch would go on without compiling.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    for layer in next((m for m in model.modules() if isinstance(m, nn.ModuleList)), [model]):
+        layer.compile(backend=BACKEND, dynamic=False)
+    return model
 
 
 def _folded(model: nn.Module, bench: Bench) -> nn.Module:
-    """Without adapters, but at the same weights: W + scaling * B A."""
+    """Without adapters, but at the same weights: W + scaling * B A; packed ones stay as they are."""
+    if bench.setting.precision == "nf4":
+        return model
     for name, (lora_A, lora_B) in bench.factors.items():
         weight = model.get_submodule(name).weight
         weight.data = weight.data + lora_delta(lora_A, lora_B, bench.config.scaling).to(weight.dtype)
@@ -140,7 +186,8 @@ def _full(model: nn.Module, bench: Bench) -> nn.Module:
 
 def _floor(model: nn.Module, bench: Bench) -> nn.Module:
     for name in bench.names:
-        model.get_submodule(name).__class__ = FloorLinear
+        layer = model.get_submodule(name)
+        layer.__class__ = FloorLinear4bit if isinstance(layer, Linear4bit) else FloorLinear
     return _folded(model, bench)
 
 
@@ -158,7 +205,8 @@ def _bitfit(model: nn.Module, bench: Bench) -> nn.Module:
 def _ours(kind: type[LoraLinear]) -> Callable[[nn.Module, Bench], nn.Module]:
     @torch.no_grad()
     def make(model: nn.Module, bench: Bench) -> nn.Module:
-        inject_lora(model, bench.config, make=kind.from_linear)
+        own = LoraLinear4bit if bench.setting.precision == "nf4" else kind
+        inject_lora(model, bench.config, make=own.from_linear)
         for name, layer in lora_modules(model):
             layer.lora_A.copy_(bench.factors[name][0])
             layer.lora_B.copy_(bench.factors[name][1])
@@ -190,7 +238,9 @@ def _merged(model: nn.Module, bench: Bench) -> nn.Module:
 
 
 @torch.no_grad()
-def _peft(model: nn.Module, bench: Bench) -> nn.Module:
+def _peft(model: nn.Module, bench: Bench, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """PEFT's layers; its factors in float32, which ``get_peft_model`` makes them, or as ``dtype`` says."""
+    model.is_loaded_in_4bit = bench.setting.precision == "nf4"  # type: ignore[assignment]
     config = peft.LoraConfig(
         r=bench.config.r,
         lora_alpha=bench.config.lora_alpha,
@@ -200,8 +250,8 @@ def _peft(model: nn.Module, bench: Bench) -> nn.Module:
     model = peft.inject_adapter_in_model(config, model)
     for name, (lora_A, lora_B) in bench.factors.items():
         layer = model.get_submodule(name)
-        layer.lora_A["default"].weight.copy_(lora_A)
-        layer.lora_B["default"].weight.copy_(lora_B)
+        layer.lora_A["default"].to(dtype).weight.copy_(lora_A)
+        layer.lora_B["default"].to(dtype).weight.copy_(lora_B)
     return model
 
 
@@ -240,5 +290,6 @@ VARIANTS: dict[str, Callable[[nn.Module, Bench], nn.Module]] = {
     "fused": _fused,
     "merged": _merged,
     "peft": _peft,
+    "peft-half": functools.partial(_peft, dtype=HALF),
     "loralib": _loralib,
 }

@@ -47,3 +47,69 @@ def speed_records(
             f"No stored record of {kind} for {given}; benchmarks/speed/speed.py makes them."
         )
     return found
+
+
+#: The forms of a training step as `speed_table` calls them, by the name that records have.
+FORMS = {
+    "full": "full fine-tuning",
+    "floor": "frozen floor",
+    "teaching": "LoRA, plain",
+    "fast": "LoRA, fast",
+    "peft": "PEFT",
+    "peft-half": "PEFT, bf16 factors",
+}
+
+
+def speed_table(records: list[dict[str, Any]]) -> str:
+    """Training steps beside PEFT's, from the records of ``benchmarks/speed/speed.py --plan gpu``.
+
+    Parameters
+    ----------
+    records
+        Records of times in which the floor and PEFT were timed too. Forms that are not in `FORMS` are left
+        out.
+
+    Returns
+    -------
+    str
+        For each record a heading and a line for each form: the median time of a step in milliseconds; its
+        rate, in PEFT's steps; the same for what the adapters alone cost, forward and backward, above the
+        frozen floor; and the peak of memory in MiB. Rates are medians over rounds, and above 1 is faster than
+        PEFT. ``-`` stands where there is nothing to compare, ``lost`` where the difference is smaller than
+        the noise.
+    """
+    lines = []
+    for record in records:
+        if lines:
+            lines.append("")
+        lines += [_heading(record), f"  {'':20}{'step':>10}{'rate':>8}{'own rate':>10}{'peak':>12}"]
+        for form, label in FORMS.items():
+            if form not in record["summary"]:
+                continue
+            row = record["summary"][form]
+            peak = record.get("bytes", {}).get(form, {}).get("peak")
+            cells = [
+                f"{1000 * row['seconds']['total'][1]:.2f} ms",
+                f"{1 / row['to_peft'][1]:.2f}" if "to_peft" in row else "-",
+                _own_rate(form, row),
+                f"{peak / 2**20:,.0f} MiB" if peak else "-",
+            ]
+            widths = (10, 8, 10, 12)
+            lines.append(f"  {label:20}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+    return "\n".join(lines)
+
+
+def _heading(record: dict[str, Any]) -> str:
+    setting, hardware = record["setting"], record["hardware"]
+    parts = [setting["model"], f"{setting['batch']} × {setting['length']}", f"r = {setting['r']}"]
+    parts += [setting["targets"], setting["precision"]]
+    parts += [extra for extra in ("checkpointing", "compiled") if setting[extra]]
+    return f"{', '.join(parts)} ({hardware['accelerator'] or setting['device']})"
+
+
+def _own_rate(form: str, row: dict[str, Any]) -> str:
+    """How often the adapters' own work would be done while PEFT's is done once."""
+    if form in ("full", "floor") or "own_to_peft" not in row:
+        return "-"
+    ratio = row["own_to_peft"]
+    return f"{1 / ratio[1]:.2f}" if ratio and ratio[1] > 0 else "lost"

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import speed
@@ -33,6 +34,8 @@ def test_quick_writes_whole_records_once(tmp_path, threads, capsys):
             assert all(len(v) == 2 and min(v) >= 0 for v in phases.values()), variant
         first = record["losses"]["full"]
         assert all(math.isclose(loss, first, rel_tol=1e-4) for loss in record["losses"].values())
+        assert math.isclose(record["gradients"]["fast"], record["gradients"]["peft"], rel_tol=1e-3)
+        assert record["gradients"]["fast"] > 0 and record["gradients"]["floor"] is None
         trained = record["trainable"]
         assert (
             trained["floor"] == 0 < trained["fast"] == trained["peft"] == trained["loralib"] < trained["full"]
@@ -97,37 +100,55 @@ def test_rounds_come_in_random_orders_and_stop_when_the_budget_is_spent(monkeypa
             return {"forward": 1.0}
 
     monkeypatch.setattr(speed_measure, "Trainer", Fake)
-    monkeypatch.setattr(speed_measure, "first_loss", lambda trainer: 1.0)
+    monkeypatch.setattr(speed_measure, "first_pass", lambda trainer: (1.0, 2.0))
     variants = list("abcd")
-    found = speed_measure.measure(None, variants, rounds=20)
+    trainers, first = speed_measure.prepare(SimpleNamespace(setting=Setting()), variants)
+    assert first == {"losses": dict.fromkeys(variants, 1.0), "gradients": dict.fromkeys(variants, 2.0)}
+    found = speed_measure.measure(trainers, rounds=20)
     rounds = [tuple(calls[i : i + 4]) for i in range(8, len(calls), 4)]  # the first 8 warm up
     assert len(rounds) == 20 and all(sorted(r) == variants for r in rounds) and len(set(rounds)) > 5
     assert found["steps"] == 1 and all(len(p["forward"]) == 20 for p in found["seconds"].values())
-    few = speed_measure.measure(None, variants, rounds=20, budget=1e-9)
-    assert all(len(p["forward"]) == 3 for p in few["seconds"].values())
+    for budget in (1e-9, 0.0):
+        few = speed_measure.measure(trainers, rounds=20, budget=budget)
+        assert all(len(p["forward"]) == 3 for p in few["seconds"].values())
 
 
 @pytest.mark.parametrize(
     "losses", [{"a": 1.0, "b": 1.001}, {"a": 1.0, "b": math.nan}, {"a": math.nan, "b": 1.0}]
 )
 def test_variants_that_compute_something_else_are_refused(losses):
-    speed.check_losses(Setting(), {"a": 1.0, "b": 1.00001})
+    speed.check_losses(Setting(), {"a": 1.0, "b": 1.00001}, {"a": 3.0, "b": None})
     with pytest.raises(RuntimeError, match="the loss of"):
-        speed.check_losses(Setting(), losses)
+        speed.check_losses(Setting(), losses, {})
+
+
+def test_forms_of_lora_that_learn_something_else_are_refused():
+    losses = {"full": 1.0, "teaching": 1.0, "peft": 1.0}
+    speed.check_losses(Setting(), losses, {"full": 9.0, "teaching": 1.0, "peft": 1.0001})
+    speed.check_losses(Setting(precision="bf16"), losses, {"full": 9.0, "teaching": 1.0, "peft": 1.02})
+    for wrong in (1.02, math.nan):
+        with pytest.raises(RuntimeError, match=r"the gradient of peft is \S+ long, not 1\.0"):
+            speed.check_losses(Setting(), losses, {"full": 9.0, "teaching": 1.0, "peft": wrong})
+    # On a packed base the floor has no adapters; everywhere else it computes what they do.
+    away = {"floor": 2.0, "teaching": 1.0, "peft": 1.0}
+    speed.check_losses(Setting(precision="nf4"), away, {})
+    with pytest.raises(RuntimeError, match="the loss of teaching"):
+        speed.check_losses(Setting(precision="bf16"), away, {})
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": "bert"}, "model must be roberta-base, minilm or linear-IN-OUT"),
+        ({"model": "bert"}, "model must be roberta-base, minilm, smollm2 or linear-IN-OUT"),
         ({"model": "linear-768"}, "model must be"),
         ({"batch": 0}, "batch must be a positive integer; got 0"),
         ({"r": 2.5}, "r must be a positive integer"),
         ({"targets": "key"}, "targets must be query-value or all-linear"),
         ({"model": "linear-8-8"}, "targets must be all-linear for a single layer"),
-        ({"precision": "fp16"}, "precision must be fp32, autocast, bf16"),
+        ({"precision": "fp16"}, "precision must be fp32, autocast, bf16, nf4"),
         ({"lora_dropout": 1.0}, r"lora_dropout must be in \[0, 1\)"),
         ({"length": 513}, "length must be at most 512"),
+        ({"model": "smollm2", "length": 8193}, "length must be at most 8192"),
         ({"device": "tpu"}, "device must be cpu or cuda"),
     ],
 )
@@ -145,7 +166,7 @@ def test_plans_have_no_two_settings_of_one_name_and_cover_what_they_promise(devi
     assert {s.r for s in full} == {1, 4, 8, 16, 64, 256} - {4}
     assert {s.targets for s in full if s.model == "roberta-base"} == {"query-value", "all-linear"}
     assert ("bf16" in {s.precision for s in full}) == (device == "cuda")
-    with pytest.raises(ValueError, match="quick, short or full"):
+    with pytest.raises(ValueError, match="quick, short, gpu or full"):
         plan("long")
 
 
@@ -154,6 +175,10 @@ def test_which_variants_a_setting_has():
     layer = Setting(model="linear-8-6", targets="all-linear", lora_dropout=0.1)
     assert set(TRAINING) - set(layer.variants) == {"head", "bitfit", "materialised", "fused"}
     assert set(TRAINING) - set(Setting(targets="all-linear").variants) == {"fused"}
+    assert set(TRAINING) - set(Setting(model="smollm2").variants) == {"head", "bitfit", "fused"}
+    assert set(Setting(precision="bf16").variants) == {*TRAINING, "peft-half"}
+    assert Setting(precision="nf4").variants == ("floor", "teaching", "peft", "peft-half")
+    assert Setting(precision="nf4", phase="infer").variants == ("base", "teaching", "peft", "peft-half")
     (only,) = grid(model=["linear-8-6"], targets=["query-value", "all-linear"])
     assert only.targets == "all-linear"
     with pytest.raises(ValueError, match="No such setting: rank"):
