@@ -220,6 +220,6 @@ def cached_tokens(rows: Mapping[str, tuple[int, int, str]]) -> Figure:
             colour = _FROZEN if entry < of_base else _LORA
             _box(axis, (left + entry * wide, top, 0.9 * wide, 1.1), colour)
         stale = of_base > 0 and of_adapted > 0
-        style = {"color": _LORA, "weight": "bold"} if stale else {"color": AXIS}
+        style: dict[str, Any] = {"color": _LORA, "weight": "bold"} if stale else {"color": AXIS}
         axis.text(left + entries * wide + 0.4, top + 0.55, result, va="center", fontsize=9, **style)
     return fig
