@@ -31,8 +31,11 @@ METHOD = typer.Option(
 )
 RECIPE = typer.Option(help="quick, chat, tutorial, cpu or paper.", show_default="quick, or chat")
 ALPHA = typer.Option(help="Scale is lora_alpha / r.", show_default="r, or 2 r to write texts")
-SHARD = "Share the weights out over the processes that torchrun has started (FSDP2)."
 HEAD = typer.Option(help="tutorial, or roberta, which PEFT has a place for.", show_default="tutorial")
+# ... and those whose words take a line of their own.
+START = typer.Option(help="Folder of another task's adapter to begin with.")
+SHARD = typer.Option("--shard", help="Share the weights out over the processes that torchrun starts (FSDP2).")
+TRACKER = typer.Option(help="A tracker of accelerate, such as tensorboard.")
 
 
 class Stopped(Exception):  # noqa: N818 - Ctrl-C is no error
@@ -57,15 +60,11 @@ def train(
     max_examples: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     seed: Annotated[int, typer.Option(help="Decides adapters, head, order and dropout.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for record, checkpoints, adapter.")] = None,
-    start: Annotated[
-        Path | None, typer.Option(help="Folder of another task's adapter to begin with.")
-    ] = None,
+    start: Annotated[Path | None, START] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
-    shard: Annotated[bool, typer.Option("--shard", help=SHARD)] = False,
-    log_with: Annotated[
-        list[str] | None, typer.Option(help="A tracker of accelerate, such as tensorboard.")
-    ] = None,
+    shard: Annotated[bool, SHARD] = False,
+    log_with: Annotated[list[str] | None, TRACKER] = None,
 ) -> None:
     """Fine-tune an encoder or a language model, compare it with what it was, and save the adapter.
 

@@ -80,13 +80,12 @@ class Bench:
 
     def data_of(self, job: Job) -> Prepared:
         """A task's rows and tokens, made when first trained on, and once."""
-        recipe = job.experiment.recipe
-        key = f"{job.experiment.task} {recipe.max_examples} {recipe.max_length} {job.experiment.held_out}"
+        e, recipe = job.experiment, job.experiment.recipe
+        key = f"{e.task} {recipe.max_examples} {recipe.max_length} {e.held_out}"
         if key not in self._data:
-            prepared = prepare(job.experiment)
+            prepared = prepare(e)
             if "validation" not in prepared.loaded.data:
-                task = job.experiment.task
-                raise ValueError(f"bench needs train and validation rows of {task!r}; choose another source.")
+                raise ValueError(f"bench needs train and validation rows of {e.task!r}; take another source.")
             self._data[key] = prepared
         return self._data[key]
 
