@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_tutorial.explorables.frame import touch
+from lora_tutorial.explorables.picture import FROZEN, ORANGE, Picture, digits, drawing, line, mark, words
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_seeds", "seed_gaps"]
 
 _SEEDS, _LARGEST_GAP = 20, 5.0  # as far as the sliders go
+_DRAWS, _BINS = 2000, 61  # of the picture
 
 
 def seed_gaps(
@@ -81,13 +83,50 @@ def draw_seeds(
         )
     kinds = {name: _kind(name, *entry) for name, entry in measured.items()}
     name, kind = next(iter(kinds.items()))
-    found = np.mean(np.abs(seed_gaps(2000, seeds, kind["spread"])) >= gap)
-    static = (
+    gaps = seed_gaps(_DRAWS, seeds, kind["spread"])
+    said = (
         f"Two equal methods, {seeds} seeds each, with the spread of {name} ({kind['spread']:.2g} points): in "
-        f"{found:.0%} of 2,000 draws their means are at least {gap:g} points apart."
+        f"{100 * np.mean(np.abs(gaps) >= gap):.0f}\u00a0% of {_DRAWS:,} draws their means are at least "
+        f"{gap:g} {'point' if gap == 1 else 'points'} apart."
     )
-    start = {"seeds": seeds, "gap": gap}
-    return touch("draw_seeds", {"measured": kinds, "start": start}, STATIC=static)
+    data = {"measured": kinds, "start": {"seeds": seeds, "gap": gap}}
+    return touch("draw_seeds", data, _gaps_picture(gaps, kind["spread"], gap), said)
+
+
+def _gaps_picture(gaps: NDArray[np.float64], spread: float, gap: float) -> Picture:
+    """How many draws found which difference, in orange as far from zero as ``gap`` or farther."""
+    wide = np.ceil(10 * (3.2 * spread * np.sqrt(2) + 0.2)) / 10  # as the page's axis
+    places = np.floor((gaps / wide + 1) * _BINS / 2).clip(0, _BINS - 1).astype(int)
+    counts, size = np.bincount(places, minlength=_BINS), 438 / _BINS
+    middles = ((2 * np.arange(_BINS) + 1) / _BINS - 1) * wide
+    marks = [
+        mark(
+            "rect",
+            data_part=str(count),
+            x=1 + place * size,
+            y=150 - 140 * count / counts.max(),
+            width=size - 1,
+            height=140 * count / counts.max(),
+            fill=ORANGE if abs(middle) >= gap else FROZEN,
+        )
+        for place, (count, middle) in enumerate(zip(counts.tolist(), middles.tolist(), strict=True))
+    ]
+    marks.append(line(1, 150, 439, 150))
+    for end in (-gap, gap):
+        if gap < wide:
+            marks.append(line(220 + 219 * end / wide, 4, 220 + 219 * end / wide, 150, stroke_dasharray="4 3"))
+    told = digits(float(wide), 3)
+    marks += [
+        words(1, 168, f"\u2212{told}"),
+        words(220, 168, "0 points", text_anchor="middle"),
+        words(439, 168, f"+{told}", text_anchor="end"),
+    ]
+    share = np.mean(np.abs(gaps) >= gap)
+    alt = (
+        f"A histogram of {len(gaps):,} differences between two equal methods, from \u2212{told} to {told} "
+        f"points; {100 * share:.0f}\u00a0% are at least {gap:g} from zero, in orange."
+    )
+    return Picture(drawing(440, 174, *marks), alt)
 
 
 def _kind(name: str, scores: Sequence[float], rows: int | None) -> dict[str, float]:

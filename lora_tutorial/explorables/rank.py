@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import base64
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_tutorial.explorables.frame import template
+from lora_tutorial.explorables.frame import touch
+from lora_tutorial.explorables.picture import BLUE, GREY, ORANGE, Picture, drawing, heat, line, mark, words
 
 if TYPE_CHECKING:
     from IPython.display import HTML
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["rank_errors", "rank_slider"]
 
-_CORNER = 64  # side of the corner that is drawn, in entries
+_CORNER = 36  # side of the corner that is drawn, in entries; with more a figure gets too large
 
 
 def rank_errors(matrix: ArrayLike) -> list[float]:
@@ -34,12 +34,12 @@ def rank_slider(matrix: ArrayLike, name: str, r: int = 8) -> HTML:
     """Show the best rank-r approximation of a matrix under a slider: picture, error, parameters, bytes.
 
     The page that shows it needs no server and no library. It holds the errors of all ranks and, for the
-    first 64 rows and columns, the singular vectors in 8 bits; JavaScript multiplies them again.
+    first 36 rows and columns, the singular vectors in 8 bits; JavaScript multiplies them again.
 
     Parameters
     ----------
     matrix
-        Shape (out, in), at least 64 by 64.
+        Shape (out, in), at least 36 by 36.
     name
         What the matrix is, in a few words.
     r
@@ -50,11 +50,11 @@ def rank_slider(matrix: ArrayLike, name: str, r: int = 8) -> HTML:
     ValueError
         If the matrix is smaller, or has no rank ``r``.
     """
-    from IPython.display import HTML
-
     matrix = np.asarray(matrix, dtype=np.float64)
     if matrix.ndim != 2 or min(matrix.shape) < _CORNER:
-        raise ValueError(f"rank_slider draws a matrix of at least 64 by 64; got shape {matrix.shape}.")
+        raise ValueError(
+            f"rank_slider draws a matrix of at least {_CORNER} by {_CORNER}; got shape {matrix.shape}."
+        )
     if not 1 <= r <= min(matrix.shape):
         raise ValueError(f"r = {r} is not between 1 and {min(matrix.shape)}, the ranks this matrix can have.")
     left, right, worth = _packed_factors(matrix)
@@ -68,9 +68,55 @@ def rank_slider(matrix: ArrayLike, name: str, r: int = 8) -> HTML:
         "left": base64.b64encode(left.tobytes()).decode(),
         "right": base64.b64encode(right.tobytes()).decode(),
     }
-    page = template("rank_slider").replace("@DATA@", json.dumps(data, separators=(",", ":")))
-    page = page.replace("@FULL@", str(min(matrix.shape))).replace("@START@", str(r)).replace("@NAME@", name)
-    return HTML(page)
+    stored = r * sum(matrix.shape)
+    said = (
+        f"Rank {r}: relative error {data['error'][r]:.3f}. {stored:,} parameters, {4 * stored:,} bytes in "
+        f"fp32: {100 * stored / matrix.size:.1f}\u00a0% of the matrix"
+        + ("." if stored < matrix.size else ", so the factors save nothing.")
+    )
+    units = np.array(data["scale"])[:, None, None]
+    pairs = units * left[:, :, None].astype(np.float64) * right[:, None, :]  # (rank, side, side)
+    images = {"the matrix": pairs.sum(0), f"at rank {r}": pairs[:r].sum(0)}
+    picture = _rank_picture(images, data["white"], data["error"], matrix.size / sum(matrix.shape), r)
+    texts = {"FULL": str(min(matrix.shape)), "START": str(r), "NAME": name, "SIDE": str(_CORNER)}
+    return touch("rank_slider", data, picture, said, **texts)
+
+
+def _rank_picture(
+    images: dict[str, NDArray[np.float64]], white: float, error: list[float], even: float, r: int
+) -> Picture:
+    """The corner of the matrix, that of its approximation, and the error at each rank with a dot at r."""
+    full, marks = len(error) - 1, []
+    for place, (told, image) in enumerate(images.items()):
+        size = {"x": 1 + 152 * place, "y": 1, "width": 140, "height": 140, "image_rendering": "pixelated"}
+        part = ("whole", "rank")[place]
+        marks += [
+            mark("image", data_part=part, href=heat(image, white), **size),
+            words(1 + 152 * place, 160, told),
+        ]
+
+    points = [(326 + 182 * rank / full, 141 - 129 * height) for rank, height in enumerate(error)]
+    curve = "M" + "L".join(
+        f"{across:.1f} {down:.1f}" for across, down in points[:: max(1, full // 96)] + points[-1:]
+    )
+    middle = 326 + 182 * even / full
+    marks += [
+        mark("path", d="M326 8V141H510", fill="none", stroke=GREY),
+        line(middle, 8, middle, 141, stroke_dasharray="2 3"),
+        mark("path", d=curve, data_part="curve", fill="none", stroke=BLUE, stroke_width=2),
+        mark("circle", data_part="dot", cx=points[r][0], cy=points[r][1], r=5, fill=ORANGE),
+        words(321, 17, "1", text_anchor="end"),
+        words(321, 145, "0", text_anchor="end"),
+        words(326, 159, "0"),
+        words(middle, 159, f"{round(even, 1):g}", text_anchor="middle"),
+        words(508, 159, str(full), text_anchor="end"),
+        words(334, 134, "error by rank"),
+    ]
+    alt = (
+        f"A corner of the matrix beside the same corner at rank {r}, and the relative error of each rank, "
+        f"from 1 at rank 0 to 0 at rank {full}, with a dot at rank {r}."
+    )
+    return Picture(drawing(512, 166, *marks), alt)
 
 
 def _packed_factors(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

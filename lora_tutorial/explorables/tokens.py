@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lora_tutorial.explorables.frame import touch
+from lora_tutorial.explorables.picture import FROZEN, GREY, INK, ORANGE, Picture, cell, drawing, mark, words
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -60,4 +61,27 @@ def loss_by_token(
         "labels": [int(label) for label in labels],
         "losses": {name: [round(float(loss), 4) for loss in values] for name, values in losses.items()},
     }
-    return touch("loss_by_token", data, STATIC=f"{static}.")
+    return touch("loss_by_token", data, _tokens_picture(data), f"{static}.")
+
+
+def _tokens_picture(data: dict[str, Any]) -> Picture:
+    """The tokens in lines: grey where the mask is, else the deeper the larger the first model's loss."""
+    name, losses = next(iter(data["losses"].items()))
+    x, y, marks, letter = 1.0, 1, [], 7.2
+    for place, piece in enumerate(data["pieces"]):
+        told = piece.replace("\n", "\u21b5").replace(" ", "\u00b7")
+        width = letter * len(told) + 4
+        if x > 1 and x + width > 420:
+            x, y = 1.0, y + 22
+        counts = place > 0 and data["labels"][place] != _IGNORED
+        deep = min(1, (losses[place - 1] / 16) ** 0.5) if counts else 0
+        colour, share = (ORANGE, 0.08 + 0.5 * deep) if counts else (FROZEN, 0.22)
+        box = {"x": x, "y": y, "width": width, "height": 20, "rx": 3, "fill": cell(colour, share)}
+        marks.append(mark("rect", **box, stroke=GREY, stroke_opacity=0.33))
+        fitted = {"textLength": letter * len(told), "lengthAdjust": "spacingAndGlyphs"}
+        marks.append(words(x + 2, y + 14, told, data_part=f"{share:.3f}", **fitted))
+        x += width + 3
+        if "\n" in piece:
+            x, y = 1.0, y + 22
+    svg = drawing(424, y + 22, mark("g", "".join(marks), font_family="monospace", font_size=12, fill=INK))
+    return Picture(svg, f"The tokens in boxes: grey where the prompt is masked, orange by their loss {name}.")

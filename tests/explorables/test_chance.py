@@ -58,7 +58,7 @@ def test_the_sentence_counts_how_often_equal_methods_seem_apart(page):
 def test_the_sentence_without_scripts_is_counted_too():
     share = np.mean(np.abs(seed_gaps(2000, 5, round(SPREAD, 4))) >= 2)
     page = draw_seeds(MEASURED, seeds=5, gap=2).data
-    assert f"in {share:.0%} of 2,000 draws their means are at least 2 points apart" in page
+    assert f"in {100 * share:.0f}\u00a0% of 2,000 draws their means are at least 2 points apart" in page
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_the_packed_vectors_multiply_to_the_corner_of_the_approximation(r):
     data = data_of(rank_slider(MATRIX, "a matrix"))
     drawn = (unpack(data, "left")[:r].T * data["scale"][:r]) @ unpack(data, "right")[:r]
     U, S, Vh = np.linalg.svd(MATRIX, full_matrices=False)
-    corner = ((U[:, :r] * S[:r]) @ Vh[:r])[:64, :64]
+    corner = ((U[:, :r] * S[:r]) @ Vh[:r])[:36, :36]
     assert np.linalg.norm(drawn - corner) < 0.02 * np.linalg.norm(corner)
     assert (data["out"], data["in"]) == (96, 80)
 
@@ -55,16 +55,16 @@ def test_the_page_does_not_depend_on_the_signs_an_svd_happens_to_choose(monkeypa
 
 def test_the_page_is_small_asks_for_nothing_and_can_be_operated_by_keyboard():
     page = rank_slider(NUMBERS.normal(size=(384, 384)), "a matrix", r=5).data
-    assert len(page) < 150_000
-    assert not re.search(r"https?:|//cdn|\bsrc=|\bimport\b|fetch\(|@[A-Z]+@", page)
-    assert '<label for="rank-slider-input">' in page and 'aria-live="polite"' in page
-    assert '<input id="rank-slider-input" type="range" min="1" max="384" step="1" value="5">' in page
+    assert len(page) < 60_000
+    assert not re.search(r"https?:|//cdn|\bsrc=(?!\"data:image/svg)|\bimport\b|fetch\(|@[A-Z]+@", page)
+    assert '<label>Rank r <input type="range" min="1" max="384" step="1" value="5"></label>' in page
+    assert 'aria-live="polite"' in page
 
 
 @pytest.mark.parametrize(
     ("matrix", "r", "message"),
     [
-        (np.ones((63, 80)), 8, r"\(63, 80\)"),
+        (np.ones((35, 80)), 8, r"\(35, 80\)"),
         (np.ones(80), 8, r"\(80,\)"),
         (MATRIX, 81, "81"),
         (MATRIX, 0, "1 and 80"),

@@ -1,5 +1,9 @@
 """Every figure to touch, as a chapter would make it, and how a test calls the functions inside one."""
 
+import base64
+import re
+from xml.etree import ElementTree
+
 import numpy as np
 
 from lora_tutorial import (
@@ -10,12 +14,14 @@ from lora_tutorial import (
     memory_bill,
     merge_rounding,
     product_orders,
+    rank_slider,
     variant_ellipses,
 )
 
 NUMBERS = np.random.default_rng(0)
 WEIGHTS = NUMBERS.normal(size=64).astype(np.float32) * 0.05
 UPDATES = NUMBERS.normal(size=64).astype(np.float32)
+MATRIX = np.random.default_rng(1).normal(size=(384, 384))
 SIZES = {"small": 124_647_170, "large": 6_738_415_616}
 SQUARE = [[2, -1, 0, 1], [0, 1, -2, 1], [1, 0, 1, -1], [-1, 2, 0, 1]]
 FACTORS = [[1, 0, -1, 2], [0, 1, 1, 0]], [[0.5, 0], [0, 1], [-0.5, 0.5], [0, -1]]
@@ -33,6 +39,7 @@ FIGURES = {
     "product_orders": product_orders(),
     "variant_ellipses": variant_ellipses(TWO, DIRECTION),
     "loss_by_token": loss_by_token(PIECES, IDS, LABELS, LOSSES),
+    "rank_slider": rank_slider(MATRIX, "a matrix", r=5),
 }
 
 
@@ -45,3 +52,10 @@ def call(page, kind, function, *arguments):
 def said(page, kind):
     """The sentence under a figure."""
     return page.inner_text(f"[data-kind={kind}] output")
+
+
+def picture(kind):
+    """The elements of a figure's picture that stand for its numbers: (part, element) in their order."""
+    svg = base64.b64decode(re.search(r'src="data:image/svg\+xml;base64,([^"]+)"', FIGURES[kind].data)[1])
+    marks = ElementTree.fromstring(svg).iter()
+    return [(mark.get("data-part"), mark) for mark in marks if mark.get("data-part")]
