@@ -48,8 +48,8 @@ GPU_DEFAULTS = {
     "device": "cuda",
     "variants": list(GPU_VARIANTS),
     "rounds": 11,
-    "shortest": 0.15,
-    "total": 400.0,
+    "shortest": 0.1,
+    "total": 380.0,
 }
 DEFAULTS = {"device": "cpu", "rounds": 15, "shortest": 0.05}
 
@@ -214,7 +214,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, help="15; 11 for --plan gpu")
     add("--budget", type=float, help="seconds for the rounds of one setting; at least 3 rounds are done")
     add("--total", type=float, help="seconds for everything; what is not done then is left for the next call")
-    add("--shortest", type=float, help="seconds that one sample lasts at least: 0.05; 0.15 for --plan gpu")
+    add("--shortest", type=float, help="seconds that one sample lasts at least: 0.05; 0.1 for --plan gpu")
     add("--clock", choices=sorted(CLOCKS), default="wall", help="cpu: processor time, for a busy machine")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--out", type=Path, default=RESULTS)

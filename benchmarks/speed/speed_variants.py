@@ -240,7 +240,7 @@ def _merged(model: nn.Module, bench: Bench) -> nn.Module:
 @torch.no_grad()
 def _peft(model: nn.Module, bench: Bench, dtype: torch.dtype = torch.float32) -> nn.Module:
     """PEFT's layers; its factors in float32, which ``get_peft_model`` makes them, or as ``dtype`` says."""
-    model.is_loaded_in_4bit = bench.setting.precision == "nf4"  # type: ignore[assignment]
+    model.is_loaded_in_4bit = bench.setting.precision == "nf4"  # PEFT asks for it
     config = peft.LoraConfig(
         r=bench.config.r,
         lora_alpha=bench.config.lora_alpha,

@@ -154,7 +154,7 @@ def test_without_a_gpu_it_is_refused_before_any_work(words, monkeypatch, capsys)
 def test_with_a_gpu_the_plan_has_settings_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     asked = speed.parse(["--plan", "gpu"])
-    assert (asked.device, asked.total, asked.rounds, asked.shortest) == ("cuda", 400, 11, 0.15)
+    assert (asked.device, asked.total, asked.rounds, asked.shortest) == ("cuda", 380, 11, 0.1)
     assert {setting.device for setting in asked.settings} == {"cuda"}
     assert asked.variants == list(GPU_VARIANTS)
     other = speed.parse(["--plan", "gpu", "--rounds", "3", "--total", "60", "--variants", "fast", "peft"])
