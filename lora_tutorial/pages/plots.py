@@ -19,7 +19,6 @@ __all__ = [
     "PARTS",
     "error_curves",
     "fused_rows",
-    "kv_cache",
     "lora_picture",
     "memory_bars",
     "spectra",
@@ -249,30 +248,4 @@ def tied_weights() -> Figure:
     merging: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 11, "linestyle": "--", "color": lora}
     axis.add_patch(FancyArrowPatch((10.4, 3.1), (8.05, 5.2), connectionstyle="arc3,rad=0.3", **merging))
     axis.text(10.3, 4.4, "merging: both\nreaders change", fontsize=9, color=lora)
-    return fig
-
-
-def kv_cache(tokens: int, step: int) -> Figure:
-    """Draw what a step of generation computes and what it finds in the cache.
-
-    Parameters
-    ----------
-    tokens
-        Of the text, with the one that is being written.
-    step
-        Width in tokens of the newest part: 1 when writing.
-    """
-    fig, axis = plt.subplots(figsize=(6.4, 1.9))
-    kept = tokens - step
-    for row, (name, colour) in enumerate({"key": _QKV["key"], "value": _QKV["value"]}.items()):
-        for token in range(tokens):
-            new = token >= kept
-            face = colour + ("aa" if new else "33")
-            place = (token, row)
-            axis.add_patch(Rectangle(place, 0.92, 0.86, facecolor=face, edgecolor=colour, lw=1))
-        axis.text(-0.2, row + 0.43, name, ha="right", va="center", fontsize=10)
-    axis.text(kept / 2, 2.25, "in the cache, from earlier steps", ha="center", fontsize=9.5)
-    axis.text(kept + step / 2, 2.25, "new", ha="center", fontsize=9.5)
-    axis.set(xlim=(-1.6, tokens + 0.3), ylim=(-0.1, 2.8))
-    axis.axis("off")
     return fig
