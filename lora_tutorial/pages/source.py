@@ -56,8 +56,8 @@ class Source:
         The source, dedented and without a trailing newline. It is also the plain-text form, so a stored
         output stops matching as soon as the package changes.
     name : str
-        The full name, ``lora_tutorial.lora.inject.inject_lora``, or an empty text for what is not of the
-        package. In the book it leads to the reference.
+        The full name, ``lora_tutorial.lora.inject.inject_lora``, of the first thing shown, or an empty text
+        for what is not of the package. In the book it leads to the reference.
     """
 
     def __init__(self, text: str, name: str = "") -> None:
@@ -79,13 +79,14 @@ class Source:
         return f'<div class="highlight-python shown-source">{shown.rstrip()}{api}</div>'
 
 
-def show_source(obj: Any, docstring: bool = True) -> Source:
+def show_source(*things: Any, docstring: bool = True) -> Source:
     """Show the source of something in the package.
 
     Parameters
     ----------
-    obj : class, function, method or module
-        What to show. Its source file must be present.
+    *things : class, function, method or module
+        What to show, one below the other: a long class is best shown by the methods that the text is about.
+        Their source files must be present.
     docstring : bool
         False leaves the docstrings out, where the chapter has just said the same.
 
@@ -97,15 +98,22 @@ def show_source(obj: Any, docstring: bool = True) -> Source:
     Raises
     ------
     TypeError
-        If ``obj`` has no Python source (a built-in, a number, an instance).
+        If one of them has no Python source (a built-in, a number, an instance), or there is none.
     """
-    shown = inspect.unwrap(obj) if callable(obj) else obj
-    try:
-        text = textwrap.dedent(inspect.getsource(shown))
-    except (TypeError, OSError) as error:
-        accepted = "pass a class, function, method or module"
-        raise TypeError(f"show_source was given {obj!r}, which has no Python source: {accepted}") from error
-    return Source((text if docstring else _without_docstrings(text)).rstrip("\n"), _full_name(shown))
+    accepted = "pass a class, function, method or module"
+    if not things:
+        raise TypeError(f"show_source was given nothing: {accepted}")
+    shown = [inspect.unwrap(thing) if callable(thing) else thing for thing in things]
+    texts = []
+    for thing in shown:
+        try:
+            text = textwrap.dedent(inspect.getsource(thing))
+        except (TypeError, OSError) as error:
+            raise TypeError(
+                f"show_source was given {thing!r}, which has no Python source: {accepted}"
+            ) from error
+        texts.append((text if docstring else _without_docstrings(text)).rstrip("\n"))
+    return Source("\n\n".join(texts), _full_name(shown[0]))
 
 
 def _full_name(obj: Any) -> str:

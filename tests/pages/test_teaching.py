@@ -24,6 +24,17 @@ def test_shown_method_starts_at_the_margin():
     assert repr(show_source(LoraConfig.to_dict)).startswith("def to_dict")
 
 
+def test_several_methods_stand_one_below_the_other():
+    shown = show_source(LoraConfig.to_dict, LoraConfig.scaling.fget, docstring=False)
+    assert repr(shown).startswith("def to_dict") and "\n\n@property\ndef scaling" in repr(shown)
+    assert shown.name == "lora_tutorial.lora.config.LoraConfig.to_dict"  # where the page's link leads
+
+
+def test_nothing_to_show_is_refused():
+    with pytest.raises(TypeError, match="was given nothing: pass a class"):
+        show_source()
+
+
 def test_docstrings_can_be_left_out_and_the_rest_still_parses():
     plain = repr(show_source(config, docstring=False))
     compile(plain, "config", "exec")
