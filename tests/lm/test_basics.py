@@ -1,7 +1,7 @@
 """One answer to whether something is a language model, and one sentence where nothing can score it."""
 
 import pytest
-from transformers import LlamaForCausalLM, RobertaForSequenceClassification
+from transformers import LlamaForCausalLM, RobertaForMaskedLM
 
 from lora_tutorial.lm.basics import is_language_model
 
@@ -10,7 +10,7 @@ from lora_tutorial.lm.basics import is_language_model
     ("name", "is_one"),
     [
         (LlamaForCausalLM.__name__, True),
-        (RobertaForSequenceClassification.__name__, False),
+        (RobertaForMaskedLM.__name__, False),
         ("LoraWrapperRoberta", False),
         (None, False),
         (["LlamaForCausalLM"], False),
