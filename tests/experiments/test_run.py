@@ -111,6 +111,12 @@ def test_loraplus_learns_b_faster(data, encoder, monkeypatch):
     assert rates[0] == [1e-3] and rates[1] == pytest.approx([1e-3, 16e-3])
 
 
+def test_a_quantised_base_is_not_sharded(data, encoder):
+    experiment = Experiment(load_recipe("cpu", **BRIEF), "sst2", encoder, "lora", str(data), bits=4)
+    with pytest.raises(ValueError, match="bits=4: quantised weights cannot be sharded"):
+        run_experiment(experiment, shard=True, **QUIET)
+
+
 def test_four_bits_hold_the_base_and_the_adapter_is_whole(encoder):
     model = build_model(get_task("sst2"), "lora", encoder, lora=EVERY, bits=4)
     dtypes = {n: p.dtype for n, p in model.named_parameters()}
