@@ -78,12 +78,12 @@ def merged_layer() -> Figure:
 
 
 def module_trees(trees: Mapping[str, Sequence[tuple[int, str, str]]]) -> Figure:
-    """Draw trees of modules side by side; what the first tree has otherwise is in the adapters' colour.
+    """Draw trees of modules side by side; a row that the first tree doesn't have is in the adapters' colour.
 
     Parameters
     ----------
     trees
-        Title to rows from the top down: depth, name, class. All trees have rows of the same names.
+        Title to rows from the top down: depth, name, class.
     """
     (first, *_), rows = trees.values(), max(map(len, trees.values()))
     fig, axes = plt.subplots(1, len(trees), figsize=(7.2, 0.21 * rows + 0.5), squeeze=False)
@@ -91,7 +91,7 @@ def module_trees(trees: Mapping[str, Sequence[tuple[int, str, str]]]) -> Figure:
         axis.set(title=title, xlim=(-0.3, 10), ylim=(rows - 0.4, -0.6))
         axis.axis("off")
         for place, (depth, name, kind) in enumerate(tree):
-            is_new = first[place] != (depth, name, kind)
+            is_new = (depth, name, kind) not in first
             axis.text(0.55 * depth, place, name, va="center", fontsize=9)
             style = {"color": _LORA, "weight": "bold"} if is_new else {"color": _FROZEN}
             axis.text(4.6, place, kind, va="center", fontsize=9, **style)
