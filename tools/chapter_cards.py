@@ -45,7 +45,7 @@ def reading_minutes(path: Path) -> int:
         text = text_of(cell["source"])
         if cell["cell_type"] == "markdown":
             words += len(MARKUP.sub("", text).split())
-        elif not {"hide-input", "remove-input"} & set(cell["metadata"].get("tags", [])):
+        elif not {"hide-cell", "hide-input", "remove-input"} & set(cell["metadata"].get("tags", [])):
             lines += sum(bool(line.strip()) for line in text.splitlines())
     return max(5, 5 * round((words / WORDS + lines / LINES) / 5))
 
