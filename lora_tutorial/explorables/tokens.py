@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["loss_by_token"]
 
-_IGNORED = -100  # the label that cross-entropy leaves out
-
 
 def loss_by_token(
     pieces: Sequence[str], ids: Sequence[int], labels: Sequence[int], losses: Mapping[str, Sequence[float]]
@@ -26,7 +24,8 @@ def loss_by_token(
     Parameters
     ----------
     pieces, ids, labels
-        For each token its text, its number, and its label: the number again, or -100 where the mask is.
+        For each token its text, its number, and its label: the number again, or below 0 (-100, which
+        cross-entropy leaves out) where the mask is.
     losses
         Model's name -> the loss in nats of each token but the first, masked or not, as
         ``token_losses(logits, input_ids)`` gives it.
@@ -43,7 +42,7 @@ def loss_by_token(
             f"loss_by_token needs a text, a number and a label for each token, and a loss for each but the "
             f"first; got {lengths}, a loss counted with the first."
         )
-    learnt = [place for place, label in enumerate(labels) if place and label != _IGNORED]
+    learnt = [place for place, label in enumerate(labels) if place and label >= 0]
     if not learnt or not all(np.isfinite(values).all() for values in losses.values()):
         raise ValueError(
             "loss_by_token needs a token that counts in the loss, after the first, and finite losses."
@@ -73,7 +72,7 @@ def _tokens_picture(data: dict[str, Any]) -> Picture:
         width = letter * len(told) + 4
         if x > 1 and x + width > 420:
             x, y = 1.0, y + 22
-        counts = place > 0 and data["labels"][place] != _IGNORED
+        counts = place > 0 and data["labels"][place] >= 0
         deep = min(1, (losses[place - 1] / 16) ** 0.5) if counts else 0
         colour, share = (ORANGE, 0.08 + 0.5 * deep) if counts else (FROZEN, 0.22)
         box = {"x": x, "y": y, "width": width, "height": 20, "rx": 3, "fill": cell(colour, share)}
