@@ -74,12 +74,12 @@ def test_all_variants_have_one_loss_and_those_of_lora_one_gradient(asked):
     for layer in bench.factors.values():  # without adapters the loss is another: they do something
         layer[1].zero_()
     unadapted = first_pass(Trainer(bench, "teaching"))[0]
-    assert abs(unadapted - reference) > 1e-3 * abs(reference)
+    assert abs(unadapted - reference) > 5e-4 * abs(reference)
     assert losses.get("floor") == pytest.approx(unadapted if packed else reference, rel=1e-5) or (
         asked.lora_dropout or asked.phase == "infer"
     )
     if asked.phase == "train":
-        compare_gradients(trainers, bench, 3e-2 if packed else 1e-4)
+        compare_gradients(trainers, bench, 5e-2 if packed else 1e-4)
 
 
 def compare_gradients(trainers, bench, tolerance):
