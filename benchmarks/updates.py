@@ -39,7 +39,7 @@ from lora_tutorial.training.records import RunRecord, load_record
 HERE = Path(__file__).resolve().parent
 RANKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 384)
 DRAWS = 3  # of random directions
-SHOWN = "encoder.layer.2.attention.self.value.weight"
+SHOWN = "encoder.layer.2.attention.self.query.weight"
 
 
 def main(names: list[str]) -> None:
