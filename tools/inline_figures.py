@@ -38,6 +38,11 @@ def _local(name: str) -> str:
     return name.rpartition("}")[2]
 
 
+def _short(number: re.Match[str]) -> str:
+    """A number with two decimals; what is smaller, such as a scale, stays as it is."""
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".") if abs(float(number[0])) >= 1 else number[0]
+
+
 def _recoloured(style: str, colours: dict[str, str]) -> str:
     known = {colour.lower(): name for colour, name in colours.items()}
     return COLOUR.sub(lambda match: known.get(match[0].lower(), match[0]), style)
@@ -67,21 +72,22 @@ def inline(svg: str, label: str, prefix: str) -> str:
     for parent in list(root.iter()):
         for child in [child for child in parent if _local(child.tag) in UNUSED]:
             parent.remove(child)
-    used = set(REFERENCE.findall(svg)) | set(re.findall(r'href="#([^"]+)"', svg))
+    used = sorted({*REFERENCE.findall(svg), *re.findall(r'href="#([^"]+)"', svg)})
+    names = {used_id: f"{prefix}{number}" for number, used_id in enumerate(used)}
     for element, is_text in list(_with_colours(root)):
         given = {_local(name): value for name, value in element.attrib.items()}
-        if given.get("id") not in used:
+        if given.get("id") not in names:
             given.pop("id", None)
         for name, value in given.items():
             if name == "style":
                 given[name] = _recoloured(value, WORDS if is_text else LINES)
             elif name == "id":
-                given[name] = prefix + value
+                given[name] = names[value]
             elif name == "href" and value.startswith("#"):
-                given[name] = f"#{prefix}{value[1:]}"
-            elif name in ("d", "x", "y"):
-                given[name] = DECIMALS.sub(lambda match: f"{float(match[0]):.2f}", " ".join(value.split()))
-            given[name] = REFERENCE.sub(rf"url(#{prefix}\1)", given[name])
+                given[name] = f"#{names[value[1:]]}"
+            elif name in ("d", "x", "y") or value.startswith("translate"):
+                given[name] = DECIMALS.sub(_short, " ".join(value.split()))
+            given[name] = REFERENCE.sub(lambda match: f"url(#{names[match[1]]})", given[name])
         element.attrib.clear()
         element.attrib.update(given)
         element.tag = _local(element.tag)
@@ -106,7 +112,7 @@ class InlineFigures(SphinxPostTransform):
         for image in list(self.document.findall(nodes.image)):
             if _is_output(image) and image["uri"].endswith(".svg"):
                 svg = (Path(self.env.srcdir) / image["uri"].lstrip("/")).read_text(encoding="utf8")
-                markup = inline(svg, image.get("alt", ""), f"drawn-{next(numbers)}-")
+                markup = inline(svg, image.get("alt", ""), f"d{next(numbers)}-")
                 image.replace_self(nodes.raw("", markup, format="html"))
 
 

@@ -116,8 +116,8 @@ def test_a_figure_in_a_page_has_a_name_a_size_and_ids_of_its_own():
     root = ET.fromstring(drawn)
     assert root.attrib | {"class": "drawn", "role": "img", "aria-label": label} == root.attrib
     assert (root.get("viewBox"), root.get("width"), root.get("height")) == ("0 0 72 36", "108", "54")
-    assert [element.get("id") for element in root.iter() if element.get("id")] == ["one-p1", "one-x-1"]
-    assert 'clip-path="url(#one-p1)"' in drawn and 'href="#one-x-1"' in drawn
+    assert [element.get("id") for element in root.iter() if element.get("id")] == ["one-0", "one-1"]
+    assert 'clip-path="url(#one-0)"' in drawn and 'href="#one-1"' in drawn
     assert 'd="M 1.23 2 L 3 4"' in drawn
     for gone in ("<?xml", "xmlns", "metadata", "<style", "<!--", "made today"):
         assert gone not in drawn
