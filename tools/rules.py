@@ -161,6 +161,17 @@ def images_have_alt(notebook: Notebook) -> list[str]:
     return sorted(found)
 
 
+def commands_can_be_pasted(notebook: Notebook) -> list[str]:
+    """A command that goes on in the next line ends in one backslash: two would end the command there."""
+    found = []
+    for place, cell in enumerate(notebook["cells"], start=1):
+        shown = text_of(cell["source"]) if cell["cell_type"] == "markdown" else ""
+        for block in re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", shown, re.DOTALL | re.MULTILINE):
+            if re.search(r"\\\\$", block, re.MULTILINE):
+                found.append(f"cell {place} (text) has a command with two backslashes at a line's end")
+    return found
+
+
 def figures_have_captions(notebook: Notebook) -> list[str]:
     """What a cell draws has a caption, which states the finding, and a name to refer to it by.
 
@@ -218,6 +229,7 @@ RULES: tuple[Callable[[Notebook], list[str]], ...] = (
     ignored_outputs_assert,
     images_have_alt,
     figures_have_captions,
+    commands_can_be_pasted,
     no_widgets,
     kernel_is_python3,
     no_clock,

@@ -132,6 +132,7 @@ BAD = [
     ("figures_have_captions", with_cell(outputs=[SVG], metadata=drawn(**CAPTION | {"name": "rank"}))),
     ("figures_have_captions", with_cell(outputs=[SVG], metadata=drawn(**CAPTION | {"caption": "Ranks."}))),
     ("figures_have_captions", with_cell(outputs=[SVG, SVG], metadata=drawn(**CAPTION))),
+    ("commands_can_be_pasted", with_text("```bash\npip install \\\\\n    torch\n```")),
     ("no_widgets", with_metadata(widgets={})),
     ("no_widgets", with_output({**IMAGE, "data": {"application/vnd.jupyter.widget-view+json": {}}})),
     ("kernel_is_python3", with_metadata(kernelspec={"name": "my-env"})),
@@ -162,8 +163,9 @@ def test_every_rule_is_seen_to_refuse():
         with_output(stream("see https://example.org/home/page, and 3/opt/2")),
         with_output(html('<svg viewBox="0 0 1 1" role="img" aria-label="A square"></svg>')),
         with_output(html('<img src="a.png" alt="A square">')),
+        with_text("```bash\npip install \\\n    torch\n```\n\n$$a \\\\\nb$$"),
     ],
-    ids=["taught-error", "alt", "caption", "asserts", "url", "svg", "img"],
+    ids=["taught-error", "alt", "caption", "asserts", "url", "svg", "img", "command"],
 )
 def test_rules_accept(notebook):
     assert [problem for rule in RULES for problem in rule(notebook)] == []
