@@ -67,6 +67,7 @@ from .experiments.baselines import encode_splits as encode_splits
 from .experiments.baselines import frozen_encoder_baseline as frozen_encoder_baseline
 from .experiments.baselines import linear_probe as linear_probe
 from .experiments.baselines import majority_baseline as majority_baseline
+from .experiments.baselines import sentence_similarity as sentence_similarity
 from .experiments.bench import run_grid as run_grid
 from .experiments.evaluate import make_evaluators as make_evaluators
 from .experiments.evaluate import predictions_hash as predictions_hash

@@ -1,6 +1,6 @@
 """What every command prints with: results on standard output, errors and remarks on standard error.
 
-Of a run's processes the main one prints; `main` tells ``console``. Errors are every process's own.
+Of a run's processes the main one prints; ``main`` tells ``console``. Errors are every process's own.
 """
 
 from __future__ import annotations
