@@ -78,7 +78,7 @@ def speed_table(records: list[dict[str, Any]]) -> str:
         PEFT. ``-`` stands where there is nothing to compare, ``lost`` where the difference is smaller than
         the noise.
     """
-    lines = []
+    lines: list[str] = []
     for record in records:
         if lines:
             lines.append("")
