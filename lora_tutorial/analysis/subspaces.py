@@ -198,8 +198,8 @@ def truncate(update: Tensor, r: int) -> Tensor:
 def intruders(weight: Tensor, tuned: Tensor, top: int = 10, threshold: float = 0.6) -> int:
     """How many of a tuned weight's strongest directions are unlike any that the weight had before.
 
-    Shuttleworth and others (2024, arXiv:2410.21228), "intruder dimensions": left singular vectors of the tuned
-    weight whose cosine with every left singular vector of the pretrained one stays below a threshold.
+    Shuttleworth and others (2024, arXiv:2410.21228), "intruder dimensions": left singular vectors of the
+    tuned weight whose cosine with every left singular vector of the pretrained one stays below a threshold.
 
     Parameters
     ----------
