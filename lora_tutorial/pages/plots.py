@@ -129,19 +129,13 @@ def spectra(curves: Mapping[str, Sequence[float]], ylabel: str = "singular value
     return fig
 
 
-def error_curves(curves: Mapping[str, Sequence[float]], break_even: float | None = None) -> Figure:
-    """Draw the relative error of the best approximation against its rank, from rank 0 on.
-
-    ``break_even`` marks the rank from which the factors hold as many numbers as the matrix.
-    """
+def error_curves(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw the relative error of the best approximation against its rank, from rank 0 on."""
     fig, axis = plt.subplots()
     for (name, errors), style, colour in zip(curves.items(), ("-", "--", "-.", ":"), CYCLE, strict=False):
         axis.plot(range(len(errors)), errors, style, color=colour, label=name)
-    if break_even is not None:
-        axis.axvline(break_even, color=AXIS, linewidth=1, linestyle=":")
-        axis.text(break_even, 0.98, f" break-even, r = {break_even:.0f}", va="top", fontsize=9)
     axis.set(xlabel="rank r", ylabel="relative error", ylim=(0, 1.03), xlim=(0, None))
-    axis.legend(loc="upper right" if break_even is None else "center right")
+    axis.legend(loc="upper right")
     return fig
 
 
