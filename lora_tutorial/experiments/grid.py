@@ -118,7 +118,7 @@ class Grid:
         For some tasks, other ``seeds``, or other fields of the recipe.
     similarity
         Rows of STS-B, which must be at hand, on which each record says what became of the encoder's skill at
-        `sentence_similarity`; 0 for none.
+        ``sentence_similarity``; 0 for none.
 
     Raises
     ------
