@@ -89,6 +89,17 @@ def test_figures_on_a_phone_can_be_read_and_moved_by_keyboard(browser, site):
             page.wait_for_function("el => el.scrollLeft > 0", arg=box)
 
 
+@pytest.mark.parametrize("name", ["book/02_low_rank_math", "book/05_lora_linear"])
+def test_a_figure_to_touch_takes_its_still_pictures_place(browser, site, name):
+    with opened(browser, site, f"{name}.html") as (page, _, _):
+        page.wait_for_selector(".touch[data-ready] .touch-live", state="attached")
+        shown = "el => getComputedStyle(el).display"
+        stills = page.query_selector_all(".touch-still, .touch-said")
+        assert stills and {still.evaluate(shown) for still in stills} == {"none"}
+        page.emulate_media(media="print")
+        assert {still.evaluate(shown) for still in stills} == {"block"}
+
+
 def focus_by_tab(page, selector):
     """Press Tab until the focus is on what `selector` names, at most twelve times."""
     for _ in range(12):
