@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
-from lora_tutorial.training.records import RunRecord
+from lora_tutorial.training.records import RunRecord, score_of
 
 DRAWS = 10_000
 MARGIN = 1.0  # points within which two arms count as equal, see benchmarks/PROTOCOL.md
@@ -114,11 +114,6 @@ def mcnemar(first: RunRecord, second: RunRecord, split: str = "validation") -> f
     only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     both = only_first + only_second
     return 1.0 if both == 0 else float(binomtest(only_first, both).pvalue)
-
-
-def score_of(record: RunRecord, split: str = "validation") -> float:
-    """The main score that the record keeps for a split."""
-    return record.extra["splits"][split]["scores"][record.main_score]
 
 
 def _labels(record: RunRecord, split: str) -> Sequence[str] | Sequence[float]:

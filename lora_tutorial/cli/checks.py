@@ -18,7 +18,7 @@ from typing import Any
 from lora_tutorial.cli.screen import process
 from lora_tutorial.data.own_file import is_text_file, task_from_file
 from lora_tutorial.data.tasks import TASKS, Task, find_source, get_task
-from lora_tutorial.lm.basics import check_chrf, is_language_model
+from lora_tutorial.lm.basics import check_chrf, is_language_model, is_lm_adapter
 from lora_tutorial.lm.instructions import is_conversation_file, task_from_conversations
 from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
 from lora_tutorial.storage.files import bundled_folder, folder_lock, lock_file
@@ -149,8 +149,7 @@ def _key_rows(settings: dict[str, Any]) -> int | None:
 def check_base(settings: dict[str, Any]) -> None:
     """Whether an adapter's base can be had; one beside the adapter is looked for when it is loaded."""
     if "folder" not in settings["base"]:
-        written = is_language_model(settings["base"].get("class"))
-        (check_lm if written else check_encoder)(settings["base"]["name"])
+        (check_lm if is_lm_adapter(settings) else check_encoder)(settings["base"]["name"])
 
 
 def check_encoder(name: str, weights: bool = True) -> None:
@@ -377,7 +376,7 @@ def read_trained_settings(folder: Path) -> dict[str, Any]:
     settings = read_settings(folder)
     about = settings["metadata"]
     wanted = {"task": str, "columns": list, "labels": list, "max_length": int}
-    if is_language_model(settings["base"].get("class")):
+    if is_lm_adapter(settings):
         raise ValueError(f"{folder} is a language model's adapter: use `lora-tutorial generate` or `chat`.")
     if not wanted.keys() <= about.keys():
         raise ValueError(
@@ -398,7 +397,7 @@ def read_trained_settings(folder: Path) -> dict[str, Any]:
 def read_lm_settings(folder: Path) -> dict[str, Any]:
     """`read_settings` of an adapter of a language model, whose base can be had."""
     settings = read_settings(folder)
-    if not is_language_model(settings["base"].get("class")):
+    if not is_lm_adapter(settings):
         raise ValueError(
             f"{folder} is an encoder's adapter and writes nothing; use it with `lora-tutorial predict`."
         )

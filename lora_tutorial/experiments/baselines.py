@@ -168,10 +168,14 @@ def encode_rows(encoder: nn.Module, loader: DataLoader) -> Vectors:
     return Vectors(*(torch.cat(parts).numpy() for parts in (means, firsts, labels)))
 
 
-def sentence_similarity(
-    encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str = "auto", most: int | None = None
-) -> float:
-    """How well an encoder still tells which sentences mean the same: STS-B's validation rows, untrained.
+def similarity_pairs(source: str, most: int) -> Dataset:
+    """The first so many validation rows of STS-B, from a source as for ``load_task``."""
+    rows = load_task("stsb", source).data["validation"]
+    return rows.select(range(min(most, len(rows))))
+
+
+def sentence_similarity(encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> float:
+    """How well an encoder still tells which sentences mean the same, without being trained to.
 
     A sentence encoder can do this before any training of ours, so it shows what a run has made it forget.
 
@@ -179,18 +183,14 @@ def sentence_similarity(
     ----------
     encoder, tokenizer
         With adapters or without; it is left in eval mode.
-    source
-        Where STS-B is, as for ``load_task``.
-    most
-        Only the first so many rows.
+    rows
+        Pairs with a label each, as STS-B has them.
 
     Returns
     -------
     float
         Spearman's correlation of the labels with the cosine of the two sentences' mean-pooled vectors.
     """
-    rows = load_task("stsb", source).data["validation"]
-    rows = rows if most is None else rows.select(range(min(most, len(rows))))
     sides = []
     for column in ("sentence1", "sentence2"):
         ids = tokenizer(list(rows[column]), truncation=True, max_length=128)["input_ids"]

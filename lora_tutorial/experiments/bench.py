@@ -19,7 +19,7 @@ import torch
 
 from lora_tutorial.data.metrics import load_metric
 from lora_tutorial.data.tasks import get_task
-from lora_tutorial.experiments.baselines import linear_probe, sentence_similarity
+from lora_tutorial.experiments.baselines import linear_probe, sentence_similarity, similarity_pairs
 from lora_tutorial.experiments.evaluate import Evaluation, prompt
 from lora_tutorial.experiments.grid import (
     PROBE,
@@ -77,6 +77,7 @@ class Bench:
         self.encoder: Encoder | LanguageModel = load(grid.encoder)
         self.base = encoder_hash(self.encoder.model)
         self._data: dict[str, Prepared] = {}
+        self.pairs = similarity_pairs(grid.source, grid.similarity) if grid.similarity else None
 
     def data_of(self, job: Job) -> Prepared:
         """A task's rows and tokens, made when first trained on, and once."""
@@ -192,10 +193,9 @@ class Bench:
 
     def _skill(self, encoder: Any) -> dict[str, float]:
         """What is left of the encoder's own skill, where the grid asks for it."""
-        rows, tokenizer = self.grid.similarity, cast(Any, self.encoder.tokenizer)
-        if not rows:
+        if self.pairs is None:
             return {}
-        return {"similarity": sentence_similarity(encoder, tokenizer, self.grid.source, rows)}
+        return {"similarity": sentence_similarity(encoder, cast(Any, self.encoder.tokenizer), self.pairs)}
 
     def _linear_probe(self, job: Job, tokenizer: Any) -> tuple[dict[str, Any], str]:
         """What the record of a linear probe holds, and its main score."""

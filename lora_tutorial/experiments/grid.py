@@ -117,8 +117,8 @@ class Grid:
     of_task
         For some tasks, other ``seeds``, or other fields of the recipe.
     similarity
-        Rows of STS-B, which must be at hand, on which each record says what became of the encoder's skill at
-        ``sentence_similarity``; 0 for none.
+        Validation rows of STS-B, which must be at hand, on which each record says what became of the
+        encoder's skill at `sentence_similarity`; 0 for none.
 
     Raises
     ------

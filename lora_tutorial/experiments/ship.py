@@ -11,7 +11,7 @@ from typing import Any
 from lora_tutorial.adapters.card import write_card
 from lora_tutorial.adapters.files import SETTINGS, TENSORS, read_adapter
 from lora_tutorial.data.tasks import DATA, DataOrigin
-from lora_tutorial.lm.basics import is_language_model
+from lora_tutorial.lm.basics import is_lm_adapter
 from lora_tutorial.lm.models import SMOLLM2
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.storage.files import LIMIT, LM_LIMIT, atomic_folder, atomic_write_bytes, sha256_of
@@ -66,7 +66,7 @@ def ship_adapter(
     where = record.name if record.parent.name == "results" else f"{record.parent.name}/{record.name}"
     card = _card(settings, found, where).encode()
     size = len(card) + sum((source / name).stat().st_size for name in (SETTINGS, TENSORS))
-    limit = LM_LIMIT if is_language_model(settings["base"].get("class")) else LIMIT
+    limit = LM_LIMIT if is_lm_adapter(settings) else LIMIT
     if size >= limit:
         raise ValueError(f"The adapter of {task!r} with its card has {size:,} bytes, not under {limit:,}.")
     with atomic_folder(Path(into) / task) as new:
@@ -105,7 +105,7 @@ def _card(settings: dict[str, Any], record: RunRecord, name: str) -> str:
     kept = "best" if recipe.get("keep_best") else "last"
     unit = "windows" if "context" in settings["metadata"]["columns"] else "examples"
     read = READ.get(base, lambda _: "not looked up for this base")(origin)
-    head = "" if is_language_model(settings["base"].get("class")) else " with the head"
+    head = "" if is_lm_adapter(settings) else " with the head"
     metadata = {
         "title": f"LoRA adapter for {config['task']}",
         "data": origin.name,

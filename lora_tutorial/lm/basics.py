@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 
 
 def is_language_model(class_name: object) -> bool:
@@ -12,6 +14,11 @@ def is_language_model(class_name: object) -> bool:
     from a file may be anything, and nothing but such a name is one.
     """
     return isinstance(class_name, str) and class_name.endswith("ForCausalLM")
+
+
+def is_lm_adapter(settings: Mapping[str, Any]) -> bool:
+    """Whether an adapter's settings, as its folder keeps them, are those of a language model."""
+    return is_language_model(settings["base"].get("class"))
 
 
 def check_chrf() -> None:

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
 from lora_tutorial.pages.style import AXIS, CYCLE, OKABE_ITO, ROLES
+from lora_tutorial.training.records import best_rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -187,7 +188,9 @@ def search_curves(
         scores = {rate: score for rate, score in curves[arm].items() if math.isfinite(score)}
         colour = CYCLE[place % len(CYCLE)]
         axis.plot(list(scores), list(scores.values()), "o-", color=colour, markersize=4, linewidth=1.6)
-        best = max(scores, key=lambda rate: scores[rate])
+        best = best_rate(scores)
+        if best is None:  # every run diverged
+            continue
         axis.plot(best, scores[best], "o", color=colour, markersize=11, fillstyle="none")
         ends.append((title, colour, scores[max(scores)], max(scores)))
     low, high = axis.get_ylim()

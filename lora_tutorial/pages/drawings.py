@@ -41,13 +41,12 @@ def _box(axis: Axes, place: Sequence[float], colour: str, text: str = "", size: 
     axis.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size)
 
 
-def _arrow(axis: Axes, *points: tuple[float, float]) -> None:
+def arrow(axis: Axes, *points: tuple[float, float]) -> None:
+    """An arrow through some points."""
     for start, end in pairwise(points):
         style = "-|>" if end == points[-1] else "-"
-        arrow = FancyArrowPatch(
-            start, end, arrowstyle=style, mutation_scale=11, shrinkA=0, shrinkB=0, color=AXIS, lw=1.3
-        )
-        axis.add_patch(arrow)
+        shape: dict[str, Any] = {"arrowstyle": style, "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0}
+        axis.add_patch(FancyArrowPatch(start, end, color=AXIS, lw=1.3, **shape))
 
 
 def merged_layer() -> Figure:
@@ -56,23 +55,23 @@ def merged_layer() -> Figure:
     _box(axis, (2.2, 1.0, 2.6, 2.6), _FROZEN, "$W_0$", 12)
     _box(axis, (2.2, 5.2, 2.6, 0.7), _LORA, "$A$", 11)
     _box(axis, (6.0, 4.25, 0.7, 2.6), _LORA, "$B$", 11)
-    _arrow(axis, (0.2, 2.3), (2.2, 2.3))
-    _arrow(axis, (1.2, 2.3), (1.2, 5.55), (2.2, 5.55))
-    _arrow(axis, (4.8, 5.55), (6.0, 5.55))
-    _arrow(axis, (6.7, 5.55), (7.5, 5.55))
-    _arrow(axis, (8.0, 5.1), (8.0, 2.75))
-    _arrow(axis, (4.8, 2.3), (7.6, 2.3))
-    _arrow(axis, (8.4, 2.3), (9.6, 2.3))
+    arrow(axis, (0.2, 2.3), (2.2, 2.3))
+    arrow(axis, (1.2, 2.3), (1.2, 5.55), (2.2, 5.55))
+    arrow(axis, (4.8, 5.55), (6.0, 5.55))
+    arrow(axis, (6.7, 5.55), (7.5, 5.55))
+    arrow(axis, (8.0, 5.1), (8.0, 2.75))
+    arrow(axis, (4.8, 2.3), (7.6, 2.3))
+    arrow(axis, (8.4, 2.3), (9.6, 2.3))
     axis.text(8.0, 2.3, "+", ha="center", va="center", fontsize=13)
     axis.text(8.0, 5.55, r"$\times\, s$", ha="center", va="center", fontsize=11)
     axis.text(4.6, 0.4, "adapted: three products", ha="center", va="center", fontsize=9.5)
-    _arrow(axis, (10.4, 3.6), (12.6, 3.6))
+    arrow(axis, (10.4, 3.6), (12.6, 3.6))
     axis.text(11.5, 3.1, "merge", ha="center", va="center", fontsize=9.5, color=_LORA)
     _box(axis, (14.9, 2.3, 2.6, 2.6), _FROZEN)
     axis.add_patch(Rectangle((14.9, 2.3), 2.6, 2.6, facecolor=_LORA + "38"))
     axis.text(16.2, 3.6, "$W_0 +$\n$s\\,BA$", ha="center", va="center", fontsize=11)
-    _arrow(axis, (13.3, 3.6), (14.9, 3.6))
-    _arrow(axis, (17.5, 3.6), (19.1, 3.6))
+    arrow(axis, (13.3, 3.6), (14.9, 3.6))
+    arrow(axis, (17.5, 3.6), (19.1, 3.6))
     axis.text(16.2, 1.7, "merged: one product", ha="center", va="center", fontsize=9.5)
     return fig
 
@@ -188,8 +187,8 @@ def copies_and_shards() -> Figure:
                 start = top + number * (1 - share) * high  # the second half is the second process's
                 _box(axis, (place, start, 2.6, share * high), role, name if share == 1 else f"½ {name}", 9)
         middle = left + 4.5
-        _arrow(axis, (middle, 4.9), (left + 6.3, 4.9))
-        _arrow(axis, (middle, 4.9), (left + 2.7, 4.9))
+        arrow(axis, (middle, 4.9), (left + 6.3, 4.9))
+        arrow(axis, (middle, 4.9), (left + 2.7, 4.9))
         for line, text in enumerate(sent):
             axis.text(middle, 3.4 + 0.8 * line, text, ha="center", va="center", fontsize=8.5, color=colour)
         axis.text(middle, 5.6, times, ha="center", va="center", fontsize=8.5, color=colour)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from lora_tutorial.pages.style import AXIS, CYCLE, OKABE_ITO, ROLES
+from lora_tutorial.pages.drawings import arrow
+from lora_tutorial.pages.style import CYCLE, OKABE_ITO, ROLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,15 +86,6 @@ def lora_picture() -> Figure:
         axis.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=12)
         axis.text(x + w / 2, y - 0.16, below, ha="center", va="top", fontsize=9.5)
 
-    def arrow(*points: tuple[float, float]) -> None:
-        for start, end in pairwise(points):
-            style = "-|>" if end == points[-1] else "-"
-            axis.add_patch(
-                FancyArrowPatch(
-                    start, end, arrowstyle=style, mutation_scale=11, shrinkA=0, shrinkB=0, color=AXIS, lw=1.3
-                )
-            )
-
     box(3.2, 3.5, 2.4, 2.4, ROLES["frozen"], "$W_0$", "")
     axis.text(5.75, 5.55, "frozen\n$d_{out} \\times d_{in}$ numbers", va="top", fontsize=9.5)
     box(3.2, 0.75, 2.4, 0.45, ROLES["lora"], "$A$", "down to $r$ numbers")
@@ -102,13 +93,13 @@ def lora_picture() -> Figure:
     axis.text(
         4.4, 1.9, "learnt: $r\\,(d_{in} + d_{out})$ numbers", ha="center", fontsize=9.5, color=ROLES["lora"]
     )
-    arrow((0.6, 4.7), (3.2, 4.7))
-    arrow((1.5, 4.7), (1.5, 0.97), (3.2, 0.97))
-    arrow((5.6, 0.97), (7.2, 0.97))
-    arrow((7.65, 0.97), (8.6, 0.97))
-    arrow((9.5, 0.97), (10.2, 0.97), (10.2, 4.4))
-    arrow((5.6, 4.7), (9.9, 4.7))
-    arrow((10.5, 4.7), (11.8, 4.7))
+    arrow(axis, (0.6, 4.7), (3.2, 4.7))
+    arrow(axis, (1.5, 4.7), (1.5, 0.97), (3.2, 0.97))
+    arrow(axis, (5.6, 0.97), (7.2, 0.97))
+    arrow(axis, (7.65, 0.97), (8.6, 0.97))
+    arrow(axis, (9.5, 0.97), (10.2, 0.97), (10.2, 4.4))
+    arrow(axis, (5.6, 4.7), (9.9, 4.7))
+    arrow(axis, (10.5, 4.7), (11.8, 4.7))
     for x, y, text in (
         (0.3, 4.7, "$x$"),
         (12.1, 4.7, "$h$"),
@@ -203,14 +194,6 @@ def fused_rows(heads: int, size: int) -> Figure:
     return fig
 
 
-def _flow(axis: Axes, *points: tuple[float, float]) -> None:
-    """An arrow through some points."""
-    for start, end in pairwise(points):
-        style = "-|>" if end == points[-1] else "-"
-        shape: dict[str, Any] = {"arrowstyle": style, "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0}
-        axis.add_patch(FancyArrowPatch(start, end, color=AXIS, lw=1.3, **shape))
-
-
 def tied_weights() -> Figure:
     """Draw one matrix with two readers: the token table at the input, the last linear layer at the output."""
     fig, axis = plt.subplots(figsize=(6.4, 2.9))
@@ -236,7 +219,7 @@ def tied_weights() -> Figure:
         ((8.0, 4.6), (8.5, 4.6), (8.5, 1.8), (8.9, 1.5)),
         ((10.0, 2.5), (10.0, 1.8)),
     ):
-        _flow(axis, *points)
+        arrow(axis, *points)
     axis.text(0.3, 1.45, "tokens", fontsize=9)
     axis.text(11.5, 1.45, "logits", fontsize=9)
     merging: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 11, "linestyle": "--", "color": lora}

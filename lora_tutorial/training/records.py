@@ -209,11 +209,16 @@ def _score_line(epoch: dict[str, Any]) -> dict[str, Any]:
     return {"epoch": epoch["epoch"], "step": epoch["step"], "scores": dict(epoch["scores"])}
 
 
+def score_of(record: RunRecord, split: str = "validation") -> float:
+    """The main score that the record keeps for a split."""
+    return record.extra["splits"][split]["scores"][record.main_score]
+
+
 def held_out_score(record: RunRecord) -> float:
     """What a search goes by: the main score on the held-out rows; minus infinity of a run that failed."""
     if record.status != "finished":
         return float("-inf")
-    return record.extra["splits"][HELD_OUT]["scores"][record.main_score]
+    return score_of(record, HELD_OUT)
 
 
 def best_rate(scores: Mapping[float, float]) -> float | None:

@@ -384,3 +384,11 @@ def test_a_record_says_what_became_of_the_encoders_own_skill(plan, go, tmp_path,
             )
         cosines.append(torch.cosine_similarity(one, other).item())
     assert skill["probe"] == pytest.approx(spearmanr(cosines, range(16)).statistic, abs=1e-4)
+
+
+def test_a_grid_without_the_pairs_it_asks_for_is_refused_before_any_run(plan, go, tmp_path, data):
+    source = shutil.copytree(data / "sst2", tmp_path / "data" / "sst2").parent
+    grid = dataclasses.replace(plan(tasks=("sst2",), methods=("head",)), source=str(source), similarity=16)
+    with pytest.raises(FileNotFoundError, match="stsb"):
+        go(grid)
+    assert not (tmp_path / "results").exists()
