@@ -25,7 +25,7 @@ from nbclient import NotebookClient
 from refresh import find
 from rules import ROOT
 
-ADDRESS = 'package = f"lora-tutorial[chapters] @ git+{REPOSITORY}"'
+ADDRESS = '"lora-tutorial[chapters] @ git+{REPOSITORY}"'
 LINKED = "torch"
 PRESENT = ("numpy", "ipykernel")
 REPORT = """
@@ -53,8 +53,8 @@ def pointed_at(notebook: nbformat.NotebookNode, package: str) -> nbformat.Notebo
     """
     cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
     if cell.source.count(ADDRESS) != 1:
-        raise ValueError(f"the first code cell does not have the line {ADDRESS}")
-    cell.source = cell.source.replace(ADDRESS, f"package = {package!r}")
+        raise ValueError(f"the first code cell does not name {ADDRESS}")
+    cell.source = cell.source.replace(ADDRESS, f'"{package}"')
     return notebook
 
 

@@ -31,7 +31,7 @@ def test_every_chapter_can_be_pointed_at_a_wheel(path):
     colab.pointed_at(after, "lora-tutorial[chapters] @ file:///x.whl")
     changed = [(a.source, b.source) for a, b in zip(before.cells, after.cells, strict=True) if a != b]
     ((old, new),) = changed
-    assert new == old.replace(colab.ADDRESS, "package = 'lora-tutorial[chapters] @ file:///x.whl'")
+    assert new == old.replace(colab.ADDRESS, '"lora-tutorial[chapters] @ file:///x.whl"')
 
 
 def test_a_chapter_without_the_first_cell_is_refused():
