@@ -22,6 +22,7 @@ __all__ = [
     "merged_layer",
     "module_trees",
     "three_products",
+    "variant_schemes",
 ]
 
 _FROZEN, _LORA = ROLES["frozen"], ROLES["lora"]
@@ -221,4 +222,38 @@ def cached_tokens(rows: Mapping[str, tuple[int, int, str]]) -> Figure:
         stale = of_base > 0 and of_adapted > 0
         style: dict[str, Any] = {"color": _LORA, "weight": "bold"} if stale else {"color": AXIS}
         axis.text(left + entries * wide + 0.4, top + 0.55, result, va="center", fontsize=9, **style)
+    return fig
+
+
+def variant_schemes() -> Figure:
+    """Draw LoRA and four variants as matrices, each at its start; what it changes is in bold."""
+    fig, axis = _canvas(30, 13.4, (7.2, 3.3))
+    r, root, starts = r"$\frac{\alpha}{r}$", r"$\frac{\alpha}{\sqrt{r}}$", ("$0$", "random")
+    schemes = (
+        ("LoRA", "$W_0$", r, starts, "the layer of chapter 5"),
+        ("rsLoRA", "$W_0$", root, starts, "the scale"),
+        ("LoRA+", "$W_0$", r, starts, "the rate of $B$"),
+        ("DoRA", "$W_0$", r, starts, "the form: unit rows, times $m$"),
+        ("PiSSA", "$W_0 - sBA$", r, ("", ""), "the start: $W_0$'s largest part"),
+    )
+    for place, (title, frozen, scale, (of_B, of_A), change) in enumerate(schemes):
+        left, middle = 10 * (place % 3), 3.4 + 6.9 * (place // 3)
+        axis.text(left + 1.2, middle - 2.8, title, va="center", fontsize=11, weight="bold")
+        _box(axis, (left + 1.2, middle - 1.3, 2.9, 2.6), _FROZEN, frozen, 11 if place < 4 else 8)
+        for x, sign in ((4.7, "+"), (5.6, scale)):
+            axis.text(left + x, middle, sign, ha="center", va="center", fontsize=13)
+        _box(axis, (left + 6.3, middle - 1.3, 0.6, 2.6), _LORA, "$B$", 9)
+        _box(axis, (left + 7.1, middle - 0.3, 2.3, 0.6), _LORA, "$A$", 9)
+        axis.text(left + 6.6, middle - 1.75, of_B, ha="center", va="center", fontsize=8.5)
+        axis.text(left + 8.2, middle + 0.85, of_A, ha="center", va="center", fontsize=8.5)
+        style: dict[str, Any] = {"color": _LORA, "weight": "bold"} if place else {}
+        axis.text(left + 1.2, middle + 2.1, change, va="center", fontsize=9, **style)
+        if title == "DoRA":
+            _box(axis, (left + 0.1, middle - 1.3, 0.6, 2.6), _LORA, "$m$", 9)
+            for x, turn in ((left + 0.9, 0.15), (left + 9.7, -0.15)):  # m stands outside the brackets
+                ends = (middle - 1.5, middle - 1.5, middle + 1.5, middle + 1.5)
+                axis.plot([x + turn, x, x, x + turn], ends, color=AXIS, linewidth=1.3)
+    for top, colour, text in ((9.4, _FROZEN, "frozen"), (10.9, _LORA, "learnt")):
+        _box(axis, (22.0, top, 1.2, 0.9), colour)
+        axis.text(23.7, top + 0.45, text, va="center", fontsize=9)
     return fig

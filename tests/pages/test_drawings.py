@@ -25,6 +25,7 @@ DRAWN = {
     "module_trees": lambda: drawings.module_trees({"before": PLAIN, "after": ADAPTED}),
     "aligned_names": lambda: drawings.aligned_names(NAMES, learnt=[".lora_A"]),
     "three_products": drawings.three_products,
+    "variant_schemes": drawings.variant_schemes,
 }
 
 
