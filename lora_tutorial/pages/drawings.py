@@ -21,6 +21,7 @@ __all__ = [
     "copies_and_shards",
     "merged_layer",
     "module_trees",
+    "span_head",
     "three_products",
     "variant_schemes",
 ]
@@ -256,4 +257,43 @@ def variant_schemes() -> Figure:
     for top, colour, text in ((9.4, _FROZEN, "frozen"), (10.9, _LORA, "learnt")):
         _box(axis, (22.0, top, 1.2, 0.9), colour)
         axis.text(23.7, top + 0.45, text, va="center", fontsize=9)
+    return fig
+
+
+def span_head(
+    tokens: Sequence[str], start: Sequence[float], end: Sequence[float], hidden: int = 384
+) -> Figure:
+    """Draw how a linear layer gives each token a start and an end score, the best of each in colour.
+
+    Parameters
+    ----------
+    tokens
+        Of a question and a text, each closed by a ``[SEP]``; the best scores are sought in the text.
+    start, end
+        A score for each token.
+    hidden
+        Numbers in a token's vector.
+    """
+    fig, axis = _canvas(20, 9.0, (7.2, 3.3))
+    wide = 18.2 / len(tokens)
+    middles = [1.8 + wide * (place + 0.5) for place in range(len(tokens))]
+    text = range(list(tokens).index("[SEP]") + 1, len(tokens) - 1)
+    for place, (middle, token) in enumerate(zip(middles, tokens, strict=True)):
+        colour = AXIS if place in text else _FROZEN
+        axis.text(middle, 0.45, token, ha="center", va="center", fontsize=8, color=colour)
+        arrow(axis, (middle, 2.2), (middle, 2.9))
+        _box(axis, (middle - 0.15 * wide, 2.9, 0.3 * wide, 1.3), _FROZEN)
+        arrow(axis, (middle, 4.2), (middle, 4.9))
+    axis.text(1.6, 3.55, f"{hidden} each", ha="right", va="center", fontsize=8)
+    _box(axis, (1.8, 1.0, 18.2, 1.2), _LORA, "encoder with LoRA", 9)
+    head = f"Linear({hidden}, 2), the same for every token"
+    _box(axis, (1.8, 4.9, 18.2, 1.2), ROLES["head"], head, 9)
+    rows = (("start", start, OKABE_ITO["blue"], 7.0), ("end", end, _LORA, 8.3))
+    for name, scores, colour, top in rows:
+        axis.text(1.6, top, name, ha="right", va="center", fontsize=9, color=colour)
+        best = max(text, key=lambda place: scores[place])
+        for place, middle in enumerate(middles):
+            if place == best:
+                _box(axis, (middle - 0.46 * wide, top - 0.5, 0.92 * wide, 1.0), colour)
+            axis.text(middle, top, f"{scores[place]:.1f}", ha="center", va="center", fontsize=8)
     return fig

@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from lora_tutorial.pages import drawings
@@ -17,6 +18,8 @@ from lora_tutorial.pages.style import ROLES, use_style
 PLAIN = [(0, "attention", "Attention"), (1, "query", "Linear"), (1, "out", "Linear")]
 ADAPTED = [PLAIN[0], (1, "query", "FastLoraLinear"), PLAIN[2]]
 NAMES = {"ours": ["", "query", ".lora_A", ""], "PEFT's": ["base_model.", "query", ".lora_A", ".weight"]}
+TOKENS = ["[CLS]", "which", "?", "[SEP]", "b", "starts", ".", "[SEP]"]
+SCORES = [9.0, 0.0, 0.0, 0.0, 3.0, 1.0, -2.0, 0.0], [9.0, 0.0, 0.0, 0.0, 1.0, 2.0, -2.5, 9.5]
 CACHES = {"adapted": (0, 7, "its text"), "base": (7, 0, "its text"), "mixed": (6, 1, "another")}
 DRAWN = {
     "cached_tokens": lambda: drawings.cached_tokens(CACHES),
@@ -24,6 +27,7 @@ DRAWN = {
     "merged_layer": drawings.merged_layer,
     "module_trees": lambda: drawings.module_trees({"before": PLAIN, "after": ADAPTED}),
     "aligned_names": lambda: drawings.aligned_names(NAMES, learnt=[".lora_A"]),
+    "span_head": lambda: drawings.span_head(TOKENS, *SCORES),
     "three_products": drawings.three_products,
     "variant_schemes": drawings.variant_schemes,
 }
@@ -86,3 +90,17 @@ def test_entries_of_base_and_adapter_are_counted_and_a_mixed_cache_stands_out():
     assert colours.count(ROLES["frozen"]) == 7 + 6
     assert colours.count(ROLES["lora"].lower()) == 7 + 1
     assert [text.get_text() for text in words(figure) if text.get_weight() == "bold"] == ["another"]
+
+
+def test_a_span_heads_best_scores_are_those_of_the_text():
+    figure = drawings.span_head(TOKENS, *SCORES, hidden=12)
+    said = [text.get_text() for text in words(figure)]
+    assert "Linear(12, 2), the same for every token" in said and "12 each" in said
+    framed = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)][-2:]
+    inside = [
+        text.get_text()
+        for frame in framed
+        for text in words(figure)
+        if frame.contains_point(figure.axes[0].transData.transform(text.get_position()))
+    ]
+    assert inside == ["3.0", "2.0"]  # not the 9.0 and 9.5 of special tokens
