@@ -102,6 +102,7 @@ from .lora.fast import FastLoraLinear as FastLoraLinear
 from .lora.fast import adapted_product as adapted_product
 from .lora.fast import sum_pays as sum_pays
 from .lora.fast import use_fast_layers as use_fast_layers
+from .lora.fast import whole_gradient_pays as whole_gradient_pays
 from .lora.inject import disable_lora as disable_lora
 from .lora.inject import find_targets as find_targets
 from .lora.inject import freeze_parameters_except_lora_and_bias as freeze_parameters_except_lora_and_bias

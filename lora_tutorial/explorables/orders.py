@@ -10,7 +10,7 @@ import torch
 from lora_tutorial.analysis.costs import Flops, fast_flops, linear_flops, lora_flops, materialised_flops
 from lora_tutorial.explorables.frame import touch
 from lora_tutorial.explorables.picture import FROZEN, ORANGE, Picture, digits, drawing, line, mark, words
-from lora_tutorial.lora.fast import sum_pays
+from lora_tutorial.lora.fast import sum_pays, whole_gradient_pays
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -30,15 +30,18 @@ def order_flops(tokens: int, n_in: int, n_out: int, r: int) -> dict[str, Flops]:
     -------
     dict
         ``frozen`` is the layer without an adapter. ``thin``: x W' + s (x A') B'. ``formed``: W + s B A is
-        made and autograd does the rest. ``fast``: `FastLoraLinear` on a CPU, by the rule of `sum_pays`.
+        made and autograd does the rest. ``fast``: `FastLoraLinear` on a CPU, by the rules of `sum_pays` and
+        `whole_gradient_pays`.
     """
     forward, backward = (sum_pays(torch.empty(1, 1).expand(tokens, width)) for width in (n_in, n_out))
     frozen = linear_flops(tokens, n_in, n_out, trains=False, passes=True)
+    formed = materialised_flops(tokens, n_in, n_out, r, passes=True)
+    apart = fast_flops(tokens, n_in, n_out, r, forward, backward)
     return {
         "frozen": frozen,
         "thin": frozen + lora_flops(tokens, n_in, n_out, r, passes=True),
-        "formed": materialised_flops(tokens, n_in, n_out, r, passes=True),
-        "fast": fast_flops(tokens, n_in, n_out, r, forward, backward),
+        "formed": formed,
+        "fast": formed if whole_gradient_pays(torch.empty(1, 1).expand(tokens, n_in), n_out, r) else apart,
     }
 
 

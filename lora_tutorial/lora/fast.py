@@ -24,17 +24,19 @@ class FastLoraLinear(LoraLinear):
     passes over arrays as large as the layer's output. `LoraLinear` makes five of them beside its products
     (the update, its scaling, the sum, the scaled gradient, the sum of two input gradients). Here the products
     write straight into the output and the input gradient, and the scale multiplies only (tokens, r) and
-    smaller arrays. Under autocast, and on a frozen weight in half precision, the low-rank path is computed
-    in that precision too, from factors that stay float32.
+    smaller arrays. These lie as (r, tokens): for a product whose last side is as short as r, CPU libraries
+    can take several times as long. Under autocast, and on a frozen weight in half precision, the low-rank
+    path is computed in that precision too, from factors that stay float32.
 
     Second derivatives raise ``RuntimeError``: for them, and to read, there is
     ``inject_lora(model, config, make=LoraLinear.from_linear)``.
 
     On a CPU, with many more tokens than the layer has inputs, the last of the forward products is not taken
-    for each token but once, in W + scaling * B A; with many more than outputs, so it goes backward. (RunLoRA,
-    arXiv:2312.03415, chooses among such orders by their operations.) Neither the whole gradient of that sum
-    is formed then, nor is the sum kept. In lower precision it would round a small update away, so there it
-    is never formed.
+    for each token but once, in W + scaling * B A; with many more than outputs, so it goes backward
+    (`sum_pays`). Neither the whole gradient of that sum is formed then, nor is the sum kept. From about a
+    third or a quarter of the layer's width, the rank is so large that both pay (`whole_gradient_pays`).
+    RunLoRA (arXiv:2312.03415) chooses among such orders by their operations, too. In lower precision the sum
+    would round a small update away, so there it is never formed.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,6 +45,8 @@ class FastLoraLinear(LoraLinear):
             return super().forward(x)
         x, dtype = in_working_precision(x, self.weight)
         keep, scaling, p = None, self.scaling, self.lora_dropout.p
+        if not p and whole_gradient_pays(x, self.out_features, len(self.lora_A)):
+            return F.linear(x, torch.addmm(self.weight, scaling * self.lora_B, self.lora_A), self.bias)
         if p:
             keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p).view(-1, self.in_features)
             scaling = scaling / (1 - p)
@@ -78,17 +82,35 @@ def sum_pays(rows: Tensor) -> bool:
     and a pass over memory for each of in * out numbers; adding takes the same for tokens * out or
     tokens * in. The factor 2 is for a new array, which costs more than one that is there.
     """
-    whole = rows.dtype in (torch.float32, torch.float64)
-    return whole and rows.device.type == "cpu" and len(rows) > 2 * rows.shape[1]
+    return _may_be_formed(rows) and len(rows) > 2 * rows.shape[1]
+
+
+def whole_gradient_pays(x: Tensor, n_out: int, r: int) -> bool:
+    """Whether to form W + scaling * B A, to keep it, and to take A's and B's gradients from its own.
+
+    Beside the frozen products that is one product of the same size, x' g, and three times r operations for
+    each of in * out numbers: forming the sum, and two products with the whole gradient. The other way takes
+    six low-rank products; where `sum_pays`, forming stands for one of them. ``x`` is (..., in).
+    """
+    n_in = x.shape[-1]
+    tokens = x.numel() // max(n_in, 1)
+    forming, by_A, by_B = r * n_in * n_out, tokens * r * n_in, tokens * r * n_out
+    forward = by_A + (forming if tokens > 2 * n_in else by_B)
+    backward = by_B + (forming if tokens > 2 * n_out else by_A) + by_A + by_B
+    return _may_be_formed(x) and tokens * n_in * n_out + 3 * forming < forward + backward
+
+
+def _may_be_formed(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
 
 
 def adapted_product(
     x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, h: Tensor | None
 ) -> Tensor:
-    """Return x (W + scaling * B A)' + b, (tokens, out); with ``h`` = x A' given, without forming the sum."""
+    """Return x (W + scaling * B A)' + b, (tokens, out); with ``h`` = A x' given, without forming the sum."""
     if h is None:
         return F.linear(x, torch.addmm(W, B, A, alpha=scaling), b)
-    return F.linear(x, W, b).addmm_(h, B.T, alpha=scaling)
+    return F.linear(x, W, b).addmm_(h.T, B.T, alpha=scaling)
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -117,7 +139,7 @@ class _LowRankLinear(torch.autograd.Function):
         b = None if bias is None else bias.to(dtype)
         h, formed = None, keep is None and sum_pays(x)
         if wants[4] or not formed:
-            h = F.linear(x if keep is None else x * keep, A)  # (tokens, r)
+            h = A @ (x if keep is None else x * keep).T  # (r, tokens)
         y = adapted_product(x, W, b, A, B, scaling, None if formed else h)
         ctx.save_for_backward(
             x if wants[1] or wants[3] else None,
@@ -139,22 +161,22 @@ class _LowRankLinear(torch.autograd.Function):
         of_x = of_weight = of_bias = of_A = of_B = None
         formed = wants[0] and keep is None and sum_pays(grad)
         if wants[3] or (wants[0] and not formed):
-            of_h = (grad @ lora_B.to(grad.dtype)).mul_(ctx.scaling)  # (tokens, r)
+            of_h = (lora_B.to(grad.dtype).T @ grad.T).mul_(ctx.scaling)  # (r, tokens)
         if formed:
             of_x = grad @ torch.addmm(weight, lora_B, lora_A, alpha=ctx.scaling)  # (tokens, in)
         elif wants[0]:
             of_x = grad @ weight.to(grad.dtype)  # (tokens, in)
             if keep is None:
-                of_x.addmm_(of_h, lora_A.to(grad.dtype))
+                of_x.addmm_(of_h.T, lora_A.to(grad.dtype))
             else:
-                of_x += (of_h @ lora_A.to(grad.dtype)).mul_(keep)
+                of_x += (of_h.T @ lora_A.to(grad.dtype)).mul_(keep)
         if wants[1]:
             of_weight = grad.T @ x  # (out, in)
         if wants[2]:
             of_bias = grad.sum(0)  # (out,)
         if wants[3]:
-            of_A = of_h.T @ (x if keep is None else x * keep)  # (r, in)
+            of_A = of_h @ (x if keep is None else x * keep)  # (r, in)
         if wants[4]:
-            of_B = grad.T @ (ctx.scaling * h)  # (out, r)
+            of_B = ((ctx.scaling * h) @ grad).T  # (r, out) -> (out, r)
         of_x = None if of_x is None else of_x.view(ctx.shape)  # (tokens, in) -> (..., in)
         return of_x, of_weight, of_bias, of_A, of_B, None, None, None

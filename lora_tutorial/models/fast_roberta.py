@@ -94,8 +94,8 @@ class _QueryKeyValue(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
         A = torch.cat([query_A, value_A]).to(dtype)
-        h = F.linear(x, A)  # (tokens, 2r)
-        halves = (None, None) if sum_pays(x) else h.chunk(2, dim=1)
+        h = A @ x.T  # (2r, tokens)
+        halves = (None, None) if sum_pays(x) else h.chunk(2)
 
         def adapted(W: Tensor, b: Tensor, A: Tensor, B: Tensor, h: Tensor | None) -> Tensor:
             return adapted_product(x, W.to(dtype), b.to(dtype), A, B.to(dtype), scaling, h)
@@ -112,15 +112,15 @@ class _QueryKeyValue(torch.autograd.Function):
     def backward(ctx: Any, of_q: Tensor, of_k: Tensor, of_v: Tensor) -> tuple[Tensor | None, ...]:
         x, query, key, value, query_A, query_B, value_A, value_B, h = ctx.saved_tensors
         dtype, wants = of_q.dtype, ctx.needs_input_grad
-        thin = [g @ (ctx.scaling * B).to(dtype) for g, B in ((of_q, query_B), (of_v, value_B))]
-        of_h = torch.cat(thin, dim=1)  # (tokens, 2r)
+        thin = [(ctx.scaling * B).to(dtype).T @ g.T for g, B in ((of_q, query_B), (of_v, value_B))]
+        of_h = torch.cat(thin)  # (2r, tokens)
         of_x = None
         if wants[0]:
             of_x = of_q @ query.to(dtype)  # (tokens, in)
             of_x.addmm_(of_k, key.to(dtype)).addmm_(of_v, value.to(dtype))
-            of_x.addmm_(of_h, torch.cat([query_A, value_A]).to(dtype))
-        of_query_A, of_value_A = (of_h.T @ x).chunk(2)  # (2r, in) -> twice (r, in)
-        of_query, of_value = (ctx.scaling * h).T.chunk(2)  # twice (r, tokens)
+            of_x.addmm_(of_h.T, torch.cat([query_A, value_A]).to(dtype))
+        of_query_A, of_value_A = (of_h @ x).chunk(2)  # (2r, in) -> twice (r, in)
+        of_query, of_value = (ctx.scaling * h).chunk(2)  # (2r, tokens) -> twice (r, tokens)
         biases = [g.sum(0) if w else None for g, w in zip((of_q, of_k, of_v), wants[2:7:2], strict=True)]
         return (
             of_x,

@@ -7,11 +7,18 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from touch_figures import call, said
 
-from lora_tutorial import LoraConfig, order_flops, product_orders, sum_pays
+from lora_tutorial import LoraConfig, order_flops, product_orders, sum_pays, whole_gradient_pays
+from lora_tutorial.analysis.costs import fast_flops, materialised_flops
 from lora_tutorial.lora.fast import FastLoraLinear
 from lora_tutorial.lora.layers import LoraLinear
 
-SHAPES = [(8, 16, 24, 4), (40, 16, 24, 4), (40, 24, 16, 2), (60, 16, 24, 4)]  # tokens, in, out, r
+SHAPES = [
+    (8, 16, 24, 4),
+    (40, 16, 24, 4),
+    (40, 24, 16, 2),
+    (60, 16, 24, 4),
+    (60, 16, 24, 12),
+]  # tokens, in, out, r
 
 
 class Formed(LoraLinear):
@@ -52,13 +59,31 @@ def test_the_shapes_lie_on_every_side_of_the_rule():
         tuple(sum_pays(torch.empty(n, width)) for width in (n_in, n_out)) for n, n_in, n_out, _ in SHAPES
     }
     assert sides == {(False, False), (True, False), (False, True), (True, True)}
+    assert {whole_gradient_pays(torch.empty(n, n_in), n_out, r) for n, n_in, n_out, r in SHAPES} == {
+        True,
+        False,
+    }
+
+
+@pytest.mark.parametrize("tokens", [1, 128, 512, 1024, 2048, 8192])
+@pytest.mark.parametrize(("n_in", "n_out"), [(384, 384), (384, 1536), (1536, 384), (768, 768), (576, 192)])
+def test_the_whole_gradient_is_taken_where_it_needs_fewer_operations(tokens, n_in, n_out):
+    x = torch.empty(1, 1).expand(tokens, n_in)
+    sums = [sum_pays(torch.empty(1, 1).expand(tokens, width)) for width in (n_in, n_out)]
+    for r in (1, 2, 4, 8, 16, 32, 64, 96, 128, 192):
+        fewer = (
+            materialised_flops(tokens, n_in, n_out, r, passes=True).total
+            < fast_flops(tokens, n_in, n_out, r, *sums).total
+        )
+        assert whole_gradient_pays(x, n_out, r) == fewer
+        assert not whole_gradient_pays(x.bfloat16(), n_out, r)  # there the sum would round an update away
 
 
 @pytest.mark.slow
 def test_the_page_counts_and_decides_as_the_package_does(page):
     for tokens in (1, 256, 257, 1536, 1537, 65_536):
         for n_in, n_out in ((128, 768), (768, 768), (11_008, 4096)):
-            for r in (1, 64):
+            for r in (1, 64, 512):
                 found = call(page, "product_orders", "orders", tokens, n_in, n_out, r)
                 expected = order_flops(tokens, n_in, n_out, r)
                 assert found == {name: list(flops) for name, flops in expected.items()}
@@ -76,8 +101,12 @@ def test_a_reader_finds_the_rule_by_moving_the_tokens(page):
     tokens.fill("0")
     assert said(page, "product_orders").startswith("1 token, 768 to 768")
     assert said(page, "product_orders").endswith("fewest: thin and fast.")
+    tokens.fill("12")
     rank = page.locator("[data-kind=product_orders] [data-in=r]")
     rank.fill("9")
+    assert "rule: it forms the sum and takes its whole gradient." in said(page, "product_orders")
+    assert said(page, "product_orders").endswith("fewest: formed and fast.")
+    tokens.fill("0")
     page.locator("[data-kind=product_orders] [data-in=out]").fill("0")
     assert "768 to 128, r = 128." in said(page, "product_orders")  # no layer has a higher rank
 

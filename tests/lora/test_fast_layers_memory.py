@@ -6,7 +6,7 @@ from fast_checks import pair
 from memory_checks import Arrays, kept
 from torch import nn
 
-from lora_tutorial import FastLoraLinear, LoraConfig
+from lora_tutorial import FastLoraLinear, LoraConfig, whole_gradient_pays
 
 
 def half_precision(dtype):
@@ -52,6 +52,25 @@ def test_the_sum_with_the_weight_is_formed_only_for_many_tokens(tokens, dtype, p
     assert len(sums.seen) == backward
     mask = tokens * 24 if p else 0
     assert kept(fast, x) == tokens * (24 + 3) * x.element_size() + mask  # the sum is not kept
+
+
+@pytest.mark.parametrize(("r", "whole"), [(3, False), (6, True), (12, True)])
+def test_from_some_rank_on_the_gradients_come_from_the_sums_own(r, whole):
+    _, fast = pair(r=r)
+    x = torch.randn(60, 24, requires_grad=True)
+    assert whole_gradient_pays(x, 17, r) == whole
+    with Arrays(17, 24) as sums:
+        y = fast(x)
+    assert len(sums.seen) == 1
+    with Arrays(17, 24) as gradients:
+        y.backward(torch.randn(60, 17))
+    assert len(gradients.seen) == 1 + whole  # the sum, kept or formed once more, and its gradient
+    # the sum is kept instead of x A', and scaling * B
+    assert kept(fast, x) == (60 * 24 + (17 * (24 + r) if whole else 60 * r)) * 4
+    _, fast = pair(r=r, lora_dropout=0.3)  # it acts on the low-rank path alone
+    with Arrays(17, 24) as sums:
+        fast(x).sum().backward()
+    assert not sums.seen
 
 
 def test_memory_kept_is_what_the_teaching_form_keeps_or_less():
