@@ -21,6 +21,7 @@ __all__ = [
     "copies_and_shards",
     "merged_layer",
     "module_trees",
+    "quantized_layer",
     "span_head",
     "three_products",
     "variant_schemes",
@@ -169,6 +170,41 @@ def three_products(tokens: str = "$N$", n_in: str = "$d_{in}$", n_out: str = "$d
             )
             axis.text(left + wide + 0.55, middle, sign, ha="center", va="center", fontsize=12)
             left += wide + 2.2
+    return fig
+
+
+def quantized_layer() -> Figure:
+    """Draw LoRA on a 4-bit weight, forward and backward: what is kept, restored, and trained."""
+    fig, axis = _canvas(25.4, 9.4, (7.2, 2.9))
+    titles = ("forward", "y"), ("backward", r"\partial L/\partial y")
+    for left, (title, given) in zip((0.0, 13.2), titles, strict=True):
+        axis.text(left, 0.5, title, va="center", fontsize=11, weight="bold")
+        _box(axis, (left + 2.6, 1.3, 3.4, 1.1), _FROZEN, "codes, scales", 8.5)
+        edge: dict[str, Any] = {"edgecolor": _FROZEN, "linewidth": 1.2, "linestyle": "--"}
+        axis.add_patch(Rectangle((left + 3.1, 3.6), 2.4, 2.2, facecolor="none", **edge))
+        axis.text(left + 4.3, 4.7, r"$\widetilde{W}$", ha="center", va="center", fontsize=12)
+        arrow(axis, (left + 4.3, 2.4), (left + 4.3, 3.6))  # never the other way
+        axis.text(left + 4.7, 3.0, "restore", va="center", fontsize=8.5)
+        _box(axis, (left + 3.1, 7.6, 2.4, 0.7), _LORA, "$A$", 10)
+        _box(axis, (left + 6.7, 6.75, 0.7, 2.4), _LORA, "$B$", 10)
+        axis.text(left + 8.8, 4.7, "+", ha="center", va="center", fontsize=13)
+        paths = [
+            [(left + 1.1, 4.7), (left + 3.1, 4.7)],
+            [(left + 5.5, 4.7), (left + 8.4, 4.7)],
+            [(left + 9.2, 4.7), (left + 10.4, 4.7)],
+            [(left + 1.7, 4.7), (left + 1.7, 7.95), (left + 3.1, 7.95)],
+            [(left + 5.5, 7.95), (left + 6.7, 7.95)],
+            [(left + 7.4, 7.95), (left + 8.8, 7.95), (left + 8.8, 5.3)],
+        ]
+        for path in paths:
+            arrow(axis, *(path if title == "forward" else path[::-1]))
+        taken = "x" if title == "forward" else r"\partial L/\partial x"
+        ends = (0.6, 10.75) if title == "forward" else (0.1, 11.2)
+        for x, letter in zip(ends, (taken, given), strict=True):
+            axis.text(left + x, 4.7, f"${letter}$", ha="center", va="center", fontsize=10)
+    axis.text(6.4, 1.85, "kept, in 4 bits", va="center", fontsize=8.5)
+    axis.text(19.6, 1.85, "no gradient,\nno update", va="center", fontsize=8.5)
+    axis.text(21.0, 8.9, "trained", va="center", fontsize=8.5, color=_LORA)
     return fig
 
 

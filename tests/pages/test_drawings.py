@@ -27,6 +27,7 @@ DRAWN = {
     "merged_layer": drawings.merged_layer,
     "module_trees": lambda: drawings.module_trees({"before": PLAIN, "after": ADAPTED}),
     "aligned_names": lambda: drawings.aligned_names(NAMES, learnt=[".lora_A"]),
+    "quantized_layer": drawings.quantized_layer,
     "span_head": lambda: drawings.span_head(TOKENS, *SCORES),
     "three_products": drawings.three_products,
     "variant_schemes": drawings.variant_schemes,
