@@ -24,9 +24,9 @@ class FastLoraLinear(LoraLinear):
     passes over arrays as large as the layer's output. `LoraLinear` makes five of them beside its products
     (the update, its scaling, the sum, the scaled gradient, the sum of two input gradients). Here the products
     write straight into the output and the input gradient, and the scale multiplies only (tokens, r) and
-    smaller arrays. These lie as (r, tokens): for a product whose last side is as short as r, CPU libraries
-    can take several times as long. Under autocast, and on a frozen weight in half precision, the low-rank
-    path is computed in that precision too, from factors that stay float32.
+    smaller arrays. For the thin products themselves see ``project`` and ``gather``. Under autocast, and on a
+    frozen weight in half precision, the low-rank path is computed in that precision too, from factors that
+    stay float32.
 
     Second derivatives raise ``RuntimeError``: for them, and to read, there is
     ``inject_lora(model, config, make=LoraLinear.from_linear)``.
@@ -104,13 +104,31 @@ def _may_be_formed(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
 
 
+#: Columns of a tile in the products of MKL and oneDNN, where a processor has AVX-512.
+TILE = 16
+
+
+def project(rows: Tensor, factor: Tensor) -> Tensor:
+    """Return rows factor', (tokens, r), of ``rows`` (tokens, n) and ``factor`` (r, n).
+
+    CPU libraries cut a product into tiles. A result with fewer columns than a tile fills none, and takes up
+    to six times as long as its transpose, which has few rows; a wider one is the faster of the two.
+    """
+    return (factor @ rows.T).T if len(factor) < TILE else rows @ factor.T
+
+
+def gather(h: Tensor, rows: Tensor) -> Tensor:
+    """Return h' rows, (r, n), of ``h`` (tokens, r) and ``rows`` (tokens, n), in the faster of two orders."""
+    return h.T @ rows if h.shape[1] < TILE else (rows.T @ h).T
+
+
 def adapted_product(
     x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, h: Tensor | None
 ) -> Tensor:
-    """Return x (W + scaling * B A)' + b, (tokens, out); with ``h`` = A x' given, without forming the sum."""
+    """Return x (W + scaling * B A)' + b, (tokens, out); with ``h`` = x A' given, without forming the sum."""
     if h is None:
         return F.linear(x, torch.addmm(W, B, A, alpha=scaling), b)
-    return F.linear(x, W, b).addmm_(h.T, B.T, alpha=scaling)
+    return F.linear(x, W, b).addmm_(h, B.T, alpha=scaling)
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -139,7 +157,7 @@ class _LowRankLinear(torch.autograd.Function):
         b = None if bias is None else bias.to(dtype)
         h, formed = None, keep is None and sum_pays(x)
         if wants[4] or not formed:
-            h = A @ (x if keep is None else x * keep).T  # (r, tokens)
+            h = project(x if keep is None else x * keep, A)  # (tokens, r)
         y = adapted_product(x, W, b, A, B, scaling, None if formed else h)
         ctx.save_for_backward(
             x if wants[1] or wants[3] else None,
@@ -161,22 +179,22 @@ class _LowRankLinear(torch.autograd.Function):
         of_x = of_weight = of_bias = of_A = of_B = None
         formed = wants[0] and keep is None and sum_pays(grad)
         if wants[3] or (wants[0] and not formed):
-            of_h = (lora_B.to(grad.dtype).T @ grad.T).mul_(ctx.scaling)  # (r, tokens)
+            of_h = project(grad, lora_B.to(grad.dtype).T).mul_(ctx.scaling)  # (tokens, r)
         if formed:
             of_x = grad @ torch.addmm(weight, lora_B, lora_A, alpha=ctx.scaling)  # (tokens, in)
         elif wants[0]:
             of_x = grad @ weight.to(grad.dtype)  # (tokens, in)
             if keep is None:
-                of_x.addmm_(of_h.T, lora_A.to(grad.dtype))
+                of_x.addmm_(of_h, lora_A.to(grad.dtype))
             else:
-                of_x += (of_h.T @ lora_A.to(grad.dtype)).mul_(keep)
+                of_x += (of_h @ lora_A.to(grad.dtype)).mul_(keep)
         if wants[1]:
             of_weight = grad.T @ x  # (out, in)
         if wants[2]:
             of_bias = grad.sum(0)  # (out,)
         if wants[3]:
-            of_A = of_h @ (x if keep is None else x * keep)  # (r, in)
+            of_A = gather(of_h, x if keep is None else x * keep)  # (r, in)
         if wants[4]:
-            of_B = ((ctx.scaling * h) @ grad).T  # (r, out) -> (out, r)
+            of_B = gather(ctx.scaling * h, grad).T  # (r, out) -> (out, r)
         of_x = None if of_x is None else of_x.view(ctx.shape)  # (tokens, in) -> (..., in)
         return of_x, of_weight, of_bias, of_A, of_B, None, None, None

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.roberta.modeling_roberta import eager_attention_forward
 
-from lora_tutorial.lora.fast import adapted_product, in_working_precision, sum_pays
+from lora_tutorial.lora.fast import adapted_product, gather, in_working_precision, project, sum_pays
 from lora_tutorial.lora.merge import lora_modules
 from lora_tutorial.models.roberta import LoraRobertaSelfAttention
 
@@ -94,8 +94,8 @@ class _QueryKeyValue(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
         A = torch.cat([query_A, value_A]).to(dtype)
-        h = A @ x.T  # (2r, tokens)
-        halves = (None, None) if sum_pays(x) else h.chunk(2)
+        h = project(x, A)  # (tokens, 2r)
+        halves = (None, None) if sum_pays(x) else h.chunk(2, dim=1)
 
         def adapted(W: Tensor, b: Tensor, A: Tensor, B: Tensor, h: Tensor | None) -> Tensor:
             return adapted_product(x, W.to(dtype), b.to(dtype), A, B.to(dtype), scaling, h)
@@ -112,15 +112,15 @@ class _QueryKeyValue(torch.autograd.Function):
     def backward(ctx: Any, of_q: Tensor, of_k: Tensor, of_v: Tensor) -> tuple[Tensor | None, ...]:
         x, query, key, value, query_A, query_B, value_A, value_B, h = ctx.saved_tensors
         dtype, wants = of_q.dtype, ctx.needs_input_grad
-        thin = [(ctx.scaling * B).to(dtype).T @ g.T for g, B in ((of_q, query_B), (of_v, value_B))]
-        of_h = torch.cat(thin)  # (2r, tokens)
+        thin = [project(g, (ctx.scaling * B).to(dtype).T) for g, B in ((of_q, query_B), (of_v, value_B))]
+        of_h = torch.cat(thin, dim=1)  # (tokens, 2r)
         of_x = None
         if wants[0]:
             of_x = of_q @ query.to(dtype)  # (tokens, in)
             of_x.addmm_(of_k, key.to(dtype)).addmm_(of_v, value.to(dtype))
-            of_x.addmm_(of_h.T, torch.cat([query_A, value_A]).to(dtype))
-        of_query_A, of_value_A = (of_h @ x).chunk(2)  # (2r, in) -> twice (r, in)
-        of_query, of_value = (ctx.scaling * h).chunk(2)  # (2r, tokens) -> twice (r, tokens)
+            of_x.addmm_(of_h, torch.cat([query_A, value_A]).to(dtype))
+        of_query_A, of_value_A = gather(of_h, x).chunk(2)  # (2r, in) -> twice (r, in)
+        of_query, of_value = (ctx.scaling * h).chunk(2, dim=1)  # (tokens, 2r) -> twice (tokens, r)
         biases = [g.sum(0) if w else None for g, w in zip((of_q, of_k, of_v), wants[2:7:2], strict=True)]
         return (
             of_x,
@@ -131,9 +131,9 @@ class _QueryKeyValue(torch.autograd.Function):
             None,
             biases[2],
             of_query_A,
-            (of_query @ of_q).T,  # (r, out) -> (out, r)
+            gather(of_query, of_q).T,  # (r, out) -> (out, r)
             of_value_A,
-            (of_value @ of_v).T,
+            gather(of_value, of_v).T,
             None,
             None,
         )
