@@ -212,7 +212,11 @@ def search_curves(
 
 
 def forest(
-    rows: Mapping[str, tuple[float, float, float]], xlabel: str, zero: bool = False, best: str = ""
+    rows: Mapping[str, tuple[float, float, float]],
+    xlabel: str,
+    zero: bool = False,
+    best: str = "",
+    digits: int = 2,
 ) -> Figure:
     """Draw values with their intervals, a row each, the first on top.
 
@@ -226,13 +230,15 @@ def forest(
         Whether a line marks zero, for differences.
     best
         A row that stands out.
+    digits
+        Decimals of the values beside their dots.
     """
     fig, axis = plt.subplots(figsize=(6.8, 0.42 * len(rows) + 0.9))
     for place, (title, (value, low, high)) in enumerate(rows.items()):
         colour = ROLES["lora"] if title == best else ROLES["full"]
         axis.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
         axis.plot(value, place, "o", color=colour, markersize=6.5)
-        axis.annotate(f"{value:.2f}", (value, place), (0, 6), textcoords="offset points", ha="center")
+        axis.annotate(f"{value:.{digits}f}", (value, place), (0, 6), textcoords="offset points", ha="center")
     if zero:
         axis.axvline(0, color=AXIS, linewidth=1, linestyle=":")
     axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel)
