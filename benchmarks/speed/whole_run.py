@@ -37,8 +37,9 @@ def ours(folder: Path) -> dict[str, float]:
     command += [f"--{name}={value}" for name, value in options.items()]
     subprocess.run(command, check=True, capture_output=True)
     (path,) = folder.rglob("record.json")
-    splits = json.loads(path.read_text())["extra"]["splits"]
-    return {name: splits[name]["scores"]["accuracy"] for name in ("validation", "test")}
+    record = json.loads(path.read_text())
+    last, splits = record["epochs"][-1]["scores"], record["extra"]["splits"]
+    return {"validation": last["accuracy"], "test": splits["test"]["scores"]["accuracy"]}
 
 
 def theirs(folder: Path) -> dict[str, float]:
