@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_tutorial.storage.files import atomic_write_bytes
-from lora_tutorial.training.records import describe_hardware, package_versions
+from lora_tutorial.training.records import describe_hardware, load_record, package_versions, score_of
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "results" / "whole-run" / "reviews.json"
@@ -37,9 +37,8 @@ def ours(folder: Path) -> dict[str, float]:
     command += [f"--{name}={value}" for name, value in options.items()]
     subprocess.run(command, check=True, capture_output=True)
     (path,) = folder.rglob("record.json")
-    record = json.loads(path.read_text())
-    last, splits = record["epochs"][-1]["scores"], record["extra"]["splits"]
-    return {"validation": last["accuracy"], "test": splits["test"]["scores"]["accuracy"]}
+    record = load_record(path)
+    return {"validation": record.last["scores"]["accuracy"], "test": score_of(record, "test")}
 
 
 def theirs(folder: Path) -> dict[str, float]:
