@@ -4,7 +4,7 @@ A page ``book/api/FOLDER.md`` is followed by every module of that folder. A name
 a docstring is looked up as Python would, from the module it stands in, and becomes a link. What no longer
 exists is a warning, which stops the build. No other project's inventory is asked for: a name of torch is
 looked up in torch, and stays text. Under the source that a chapter shows stands its full name; here it
-becomes a link.
+becomes a link. A line of such a source that is wider than the page goes on below, further in than it began.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ MODULE = """
 #: In a docstring's list of types, words that describe instead of naming: "class, function or module".
 WORDS = re.compile(r"[^A-Z._]*|.*[^\w.].*|\d.*")
 SHOWN = re.compile(r'<code class="api-name">([\w.]+)</code>')
+SHOWN_LINES = re.compile(
+    r'(<div class="[^"]*shown-source[^"]*">.*?<pre>(?:<span></span>)?)(.*?)(</pre>)', re.DOTALL
+)
 NOWHERE = object()
 
 logger = logging.getLogger(__name__)
@@ -148,7 +151,17 @@ def link_sources(app: Any, pagename: str, templatename: str, context: dict[str, 
         return match[0]
 
     if "body" in context:
-        context["body"] = SHOWN.sub(link, context["body"])
+        context["body"] = SHOWN_LINES.sub(_hang_lines, SHOWN.sub(link, context["body"]))
+
+
+def _hang_lines(match: re.Match[str]) -> str:
+    """Each line of a source in a block of its own that knows its indent, for the style sheet to hang."""
+    lines = []
+    for line in match[2].splitlines(keepends=True):
+        text = re.sub(r"<[^>]*>", "", line)
+        indent = len(text) - len(text.lstrip(" "))
+        lines.append(f'<span class="source-line" style="--indent: {indent}">{line}</span>')
+    return match[1] + "".join(lines) + match[3]
 
 
 def setup(app: Any) -> dict[str, bool]:

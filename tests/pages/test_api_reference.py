@@ -1,6 +1,7 @@
 """The reference of the package: every module has its place, and a docstring names only what there is."""
 
 import ast
+import html
 import re
 import subprocess
 import sys
@@ -171,6 +172,11 @@ def test_a_page_links_the_source_it_shows_or_the_build_says_so(caplog):
     address = "book/05 to book/api/lora#lora_tutorial.lora.inject.inject_lora"
     assert f'href="{address}"><code class="api-name">{entry.node_id}</code></a>' in context["body"]
     assert caplog.text == ""
+    text = re.sub("<[^>]*>", "", context["body"].partition("<pre>")[2].partition("</pre>")[0])
+    assert html.unescape(text).rstrip("\n") == repr(show_source(inject.inject_lora))
+    indents = re.findall(r'class="source-line" style="--indent: (\d+)"', context["body"])
+    lines = repr(show_source(inject.inject_lora)).splitlines()
+    assert [int(n) for n in indents] == [len(line) - len(line.lstrip()) for line in lines]
     entries.clear()
     context = {"body": show_source(inject.inject_lora)._repr_html_()}
     link_sources(app, "book/05", "", context, None)
