@@ -1,11 +1,14 @@
 """The whole run and not the step: `lora-tutorial train` beside transformers' Trainer with PEFT, in turns.
 
-    python benchmarks/speed/whole_run.py --rounds 7      # about six minutes on two quiet cores
+    python benchmarks/speed/whole_run.py reviews --rounds 5      # two quiet cores: about 3 minutes a round
+    python benchmarks/speed/whole_run.py docstrings
+    python benchmarks/speed/whole_run.py squad --source FOLDER   # parquet files, as for the command
 
-Each turn is a new process that imports, loads the film reviews, tokenises them, trains one epoch on 1,500 of
-them and scores the validation and test rows. Both train LoRA of rank 8 on query and value of the same encoder
-with RoBERTa's classifier, by the same rates. Everything else is what each does when nothing else is asked
-for. The record goes to ``results/whole-run/reviews.json``.
+Each turn is a new process that imports, loads, tokenises, trains one epoch and scores. Both sides train LoRA
+of rank 8 on the same rows, by the same rates, and score the same rows; all else is what each does when
+nothing else is asked for. The command also scores what it compares a run with, which Trainer does not. So it
+runs twice: as it is, and with ``--no-baselines``, which is the same work as Trainer's. The record goes to
+``results/whole-run/TASK.json``.
 """
 
 from __future__ import annotations
@@ -21,110 +24,107 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trainer_with_peft import ALPHA, RATE, REVIEWS, R
+
+from lora_tutorial.data.sources import load_task
 from lora_tutorial.storage.files import atomic_write_bytes
-from lora_tutorial.training.records import describe_hardware, load_record, package_versions, score_of
+from lora_tutorial.training.records import describe_hardware, load_record, package_versions
 
 HERE = Path(__file__).resolve().parent
-OUT = HERE.parent / "results" / "whole-run" / "reviews.json"
-EXAMPLES, RATE, R, ALPHA = 1500, 1e-3, 8, 16
+OUT = HERE.parent / "results" / "whole-run"
+AS_IS, SAME_WORK, TRAINER = "lora-tutorial train", "lora-tutorial train --no-baselines", "Trainer with PEFT"
+CHATS, QUESTIONS = 200, {"train": 200, "validation": 100}  # what two cores do in a minute or two
 
 
-def ours(folder: Path) -> dict[str, float]:
+def prepare(task: str, folder: Path, source: str) -> tuple[list[str], list[str]]:
+    """What the command and the other script are told of the data, after writing what is cut to size."""
+    if task == "reviews":
+        return ["reviews", "--head=roberta", f"--max-examples={REVIEWS}"], []
+    if task == "squad":
+        rows = load_task("squad", source).data
+        (folder / "squad").mkdir()
+        for part, number in QUESTIONS.items():
+            chosen = rows[part].shuffle(seed=0).select(range(number))
+            chosen.to_parquet(folder / "squad" / f"{part}.parquet")
+        return ["squad", f"--source={folder}"], [str(folder)]
+    file = folder / "functions.jsonl"
+    chats = load_task("docstrings").data["train"].shuffle(seed=0).select(range(CHATS))["messages"]
+    file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in chats))
+    return [str(file)], [str(file)]
+
+
+def ours(told: list[str], folder: Path, baselines: bool) -> dict[str, float]:
     """Run the command, and read the scores from its record."""
-    options = {"method": "lora", "head": "roberta", "rank": R, "lora-alpha": ALPHA, "learning-rate": RATE}
-    options |= {"max-examples": EXAMPLES, "out": folder}
-    command = [sys.executable, "-m", "lora_tutorial", "train", "reviews"]
-    command += [f"--{name}={value}" for name, value in options.items()]
-    subprocess.run(command, check=True, capture_output=True)
-    (path,) = folder.rglob("record.json")
-    record = load_record(path)
-    return {"validation": record.last["scores"]["accuracy"], "test": score_of(record, "test")}
+    command = [sys.executable, "-m", "lora_tutorial", "train", *told, f"--out={folder / 'run'}"]
+    command += ["--method=lora", f"--rank={R}", f"--lora-alpha={ALPHA}", f"--learning-rate={RATE}"]
+    command += [] if baselines else ["--no-baselines"]
+    run(command)
+    record = load_record(folder / "run" / "record.json")
+    scores = {"validation": record.last["scores"][record.main_score]}
+    final = record.extra["scored_on"]
+    scores[final] = record.extra["splits"][final]["scores"][record.main_score]
+    return scores | ({"chrf": record.extra["written"]["chrf"]} if "written" in record.extra else {})
 
 
-def theirs(folder: Path) -> dict[str, float]:
-    """Run this file as the other side's script, which prints its scores last."""
-    command = [sys.executable, __file__, "--theirs", str(folder)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    scores: dict[str, float] = json.loads(said.splitlines()[-1])
+def theirs(task: str, told: list[str], folder: Path) -> dict[str, float]:
+    """Run the other script, which prints its scores last."""
+    command = [sys.executable, str(HERE / "trainer_with_peft.py"), task, str(folder / "theirs"), *told]
+    scores: dict[str, float] = json.loads(run(command).splitlines()[-1])
     return scores
 
 
-def trainer_with_peft(folder: str) -> None:
-    """What a user of transformers and PEFT writes; prints the accuracies."""
-    import numpy as np
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import DataCollatorWithPadding, RobertaForSequenceClassification, Trainer
-    from transformers import TrainingArguments as Arguments
+def run(command: list[str]) -> str:
+    """What a command prints; where it fails, say with which words."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout
 
-    from lora_tutorial.data.sources import load_task
-    from lora_tutorial.models.encoders import load_encoder
-    from lora_tutorial.training.recipes import load_recipe
 
-    recipe = load_recipe("quick")
-    encoder, tokenizer = load_encoder("minilm")
-    model: Any = RobertaForSequenceClassification(encoder.config)
-    model.roberta.load_state_dict(encoder.state_dict(), strict=False)  # it has no pooler
-    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=R, lora_alpha=ALPHA, target_modules=["query", "value"])
-    model = get_peft_model(model, config)
-    rows = load_task("reviews").data.remove_columns(["rating"])
-    rows = rows.map(lambda part: tokenizer(part["text"], truncation=True), batched=True)
-    arguments = Arguments(
-        output_dir=folder,
-        num_train_epochs=1,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        learning_rate=RATE,
-        weight_decay=recipe.weight_decay,
-        warmup_steps=round(recipe.warmup * (EXAMPLES / recipe.batch_size)),
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
-    trainer = Trainer(
-        model,
-        arguments,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=rows["train"].shuffle(seed=0).select(range(EXAMPLES)),
-        compute_metrics=lambda p: {"accuracy": float(np.mean(p.predictions.argmax(1) == p.label_ids))},
-    )
-    trainer.train()
-    parts = ("validation", "test")
-    print(json.dumps({part: trainer.evaluate(rows[part])["eval_accuracy"] for part in parts}))
+def measure(task: str, rounds: int, source: str) -> dict[str, Any]:
+    """Take turns, in random order within a round."""
+    seconds: dict[str, list[float]] = {name: [] for name in (AS_IS, SAME_WORK, TRAINER)}
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in seconds}
+    with tempfile.TemporaryDirectory() as data:
+        told, told_theirs = prepare(task, Path(data), source)
+        for _ in range(rounds):
+            for name in random.sample(list(seconds), len(seconds)):
+                with tempfile.TemporaryDirectory() as folder:
+                    start = time.perf_counter()
+                    if name == TRAINER:
+                        scores[name].append(theirs(task, told_theirs, Path(folder)))
+                    else:
+                        scores[name].append(ours(told, Path(folder), baselines=name == AS_IS))
+                    seconds[name].append(round(time.perf_counter() - start, 2))
+            print({name: values[-1] for name, values in seconds.items()}, flush=True)
+    return {"seconds": seconds, "scores": scores}
+
+
+def ratio(seconds: dict[str, list[float]], name: str) -> list[float]:
+    """Quartiles of a side's time over Trainer's, round by round."""
+    each = [a / b for a, b in zip(seconds[name], seconds[TRAINER], strict=True)]
+    return [
+        round(value, 3) for value in statistics.quantiles(each * (1 + (len(each) < 2)), method="inclusive")
+    ]
 
 
 def main() -> None:
-    """Take turns, in random order within a round, and store what each took and scored."""
+    """Measure one task, and store what each side took and scored."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("task", choices=["reviews", "docstrings", "squad"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--source", default="auto", help="where SQuAD lies, as for the command")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--theirs", metavar="FOLDER", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.theirs:
-        trainer_with_peft(asked.theirs)
-        return
-    sides = {"lora-tutorial train": ours, "Trainer with PEFT": theirs}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    scores: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for _ in range(asked.rounds):
-        for name in random.sample(list(sides), len(sides)):
-            with tempfile.TemporaryDirectory() as folder:
-                start = time.perf_counter()
-                scores[name].append(sides[name](Path(folder)))
-                seconds[name].append(round(time.perf_counter() - start, 2))
-        print({name: values[-1] for name, values in seconds.items()}, flush=True)
-    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
-    record = {
-        "kind": "whole-run",
-        "examples": EXAMPLES,
-        "seconds": seconds,
-        "scores": scores,
-        "ratio": [round(value, 3) for value in statistics.quantiles(ratios, method="inclusive")],
-        "versions": package_versions(),
-        "hardware": describe_hardware(),
-    }
-    atomic_write_bytes(asked.out, (json.dumps(record, indent=1) + "\n").encode())
-    print("ours / theirs, quartiles:", record["ratio"], "scores:", {n: s[-1] for n, s in scores.items()})
+    measured = measure(asked.task, asked.rounds, asked.source)
+    record = {"kind": "whole-run", "task": asked.task, "rate": RATE, "r": R, "lora_alpha": ALPHA}
+    record |= measured
+    record["ratio"] = {name: ratio(measured["seconds"], name) for name in (AS_IS, SAME_WORK)}
+    record |= {"versions": package_versions(), "hardware": describe_hardware()}
+    asked.out.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(asked.out / f"{asked.task}.json", (json.dumps(record, indent=1) + "\n").encode())
+    print("quartiles of the ratio:", record["ratio"])
+    print("scores:", {name: each[-1] for name, each in measured["scores"].items()})
 
 
 if __name__ == "__main__":

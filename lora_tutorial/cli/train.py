@@ -34,6 +34,7 @@ ALPHA = typer.Option(help="Scale is lora_alpha / r.", show_default="r, or 2 r to
 HEAD = typer.Option(help="tutorial, or roberta, which PEFT has a place for.", show_default="tutorial")
 # ... and those whose words take a line of their own.
 START = typer.Option(help="Folder of another task's adapter to begin with.")
+BASELINES = typer.Option("--baselines/--no-baselines", help="Score what the run is compared with, too.")
 SHARD = typer.Option("--shard", help="Share the weights out over the processes that torchrun starts (FSDP2).")
 TRACKER = typer.Option(help="A tracker of accelerate, such as tensorboard.")
 
@@ -63,6 +64,7 @@ def train(
     start: Annotated[Path | None, START] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    baselines: Annotated[bool, BASELINES] = True,
     shard: Annotated[bool, SHARD] = False,
     log_with: Annotated[list[str] | None, TRACKER] = None,
 ) -> None:
@@ -107,7 +109,7 @@ def train(
     checks.check_recipe(chosen, checks.check_task(name, source))
 
     options = {"resume": resume, "checkpoint_every": checkpoint_every, "log_with": log_with or ()}
-    options["shard"] = shard
+    options |= {"shard": shard, "baselines": baselines}
     settings = {"source": source, "seed": seed, "lora": lora, "head": head or "tutorial", "start": start}
     _run(folder, options, recipe=chosen, task=name, encoder=encoder, method=method, **settings)
 
@@ -133,7 +135,7 @@ def _run(folder: Path, options: dict[str, Any], **experiment: Any) -> None:
             elif own_file.is_text_file(planned.task):
                 for line in _what_is_read(prepared.loaded, load_tokenizer(planned.encoder), planned.recipe):
                     say(line)
-            finished = run_experiment(planned, folder, baselines=True, prepared=prepared, **options)
+            finished = run_experiment(planned, folder, prepared=prepared, **options)
         _show_scores(finished)
         if experiment["method"].startswith("lora"):
             size = save_run_adapter(finished, folder / "adapter")

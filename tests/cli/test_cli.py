@@ -58,6 +58,11 @@ def test_train_predict_and_what_is_left_behind(films, tmp_path, monkeypatch, cap
     record = load_record(out / "record.json")
     assert record.status == "finished" and record.extra["scored_on"] == "validation"
     assert record.extra["scores"]["majority class"]["accuracy"] == 0.5
+    bare = run(
+        "train", "sst2", "--source", films, "--out", tmp_path / "bare", "--epochs", 1, "--no-baselines"
+    )
+    assert "majority class" not in bare and "frozen encoder" not in bare
+    assert list(load_record(tmp_path / "bare" / "record.json").extra["scores"]) == ["trained"]
     assert record.extra["scores"]["trained"]["accuracy"] > 0.8
     adapter = out / "adapter"
     assert sum(f.stat().st_size for f in adapter.iterdir()) < 1_000_000
