@@ -43,6 +43,9 @@ class Experiment:
         Share of the training rows to keep apart, see `hold_out`; 0 for none.
     arm
         What a grid calls this way to train; part of the record.
+    only
+        For method ``"full"``: names of linear layers, as in ``target_modules``. Then of the encoder their
+        weights alone train, as large as they are; without names, everything does.
     """
 
     recipe: Recipe
@@ -59,10 +62,16 @@ class Experiment:
     start: str | os.PathLike[str] | None = None
     held_out: float = 0.0
     arm: str = ""
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.bits not in (None, 4):
             raise ValueError(f"bits must be 4 or left out; got {self.bits!r}.")
+        if isinstance(self.only, str) or (self.only and self.method != "full"):
+            raise ValueError(
+                f"only={self.only!r} must be a list of layers' names, for method 'full'; to place adapters "
+                "use target_modules."
+            )
         if (self.recipe.start_from is None) != (self.start is None):
             raise ValueError(
                 f"The recipe starts from {self.recipe.start_from!r} and start={self.start!r}: a run needs "

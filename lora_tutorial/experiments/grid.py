@@ -39,7 +39,7 @@ class Arm:
     ----------
     name
         Part of the file names of its records.
-    method, lora, variant, bits, pooling, head
+    method, lora, variant, bits, pooling, head, only
         As for `Experiment`; the method may also be ``"probe"``.
     rates
         The learning rates that its search begins with; by default `RATES` of its method.
@@ -59,6 +59,7 @@ class Arm:
     rates: tuple[float, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
     shots: int = 0
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, PROBE):
@@ -225,8 +226,7 @@ def _arm_of(values: dict[str, Any]) -> Arm:
     values = dict(values)
     if "lora" in values:
         values["lora"] = LoraConfig.from_dict(values["lora"])
-    if "rates" in values:
-        values["rates"] = tuple(values["rates"])
+    values |= {key: tuple(values[key]) for key in ("rates", "only") if isinstance(values.get(key), list)}
     return _made(Arm, values, f"arm {values.get('name')!r}")
 
 
@@ -409,5 +409,6 @@ def _job(
         folder if start else None,
         grid.search.held_out if grid.search else 0.0,
         arm.name,
+        arm.only,
     )
     return Job(f"{name}-seed{seed}", arm, experiment, start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from lora_tutorial.lm.basics import check_chrf
 from lora_tutorial.lm.instructions import is_conversation_file, task_from_conversations
 from lora_tutorial.lm.models import build_lm, load_lm_tokenizer
 from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
-from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias
+from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias, matching_modules
 from lora_tutorial.lora.merge import factor_names
 from lora_tutorial.lora.parameters import parameters_hash
 from lora_tutorial.lora.variants import VARIANTS
@@ -75,6 +76,7 @@ def build_model(
     lora: LoraConfig = TUTORIAL_LORA,
     variant: str = "lora",
     bits: int | None = None,
+    only: Sequence[str] = (),
     **options: Any,
 ) -> LoraWrapperRoberta:
     """The tutorial's model with just the parameters of a method left to train.
@@ -90,7 +92,7 @@ def build_model(
         As for ``load_encoder``.
     seed
         Set before head and adapters are drawn.
-    lora, variant, bits
+    lora, variant, bits, only
         As for `Experiment`. Plain LoRA on query and value is the attention written by hand, in the form that
         trains fast (`use_fast_attention`); anything else is injected.
     **options
@@ -128,7 +130,9 @@ def build_model(
     elif method in ("bitfit", "full"):
         freeze_parameters_except_lora_and_bias(model.model, "all" if method == "bitfit" else "none")
         if method == "full":
-            model.model.requires_grad_(True)
+            model.model.requires_grad_(not only)
+            for name in matching_modules(model.model, only, "only"):
+                model.model.get_submodule(name).weight.requires_grad_(True)
     model.freeze_pooler()  # nothing reads it
     use_fast_attention(model)
     return model
@@ -249,7 +253,7 @@ def _model_of(experiment: Experiment, task: Task) -> Any:
     if task.generative:
         return build_lm(e.encoder, e.method, e.lora, e.variant, e.bits, e.seed)
     options = {"pooling": e.pooling, "head": e.head}
-    model = build_model(task, e.method, e.encoder, e.seed, e.lora, e.variant, e.bits, **options)
+    model = build_model(task, e.method, e.encoder, e.seed, e.lora, e.variant, e.bits, e.only, **options)
     if e.recipe.attention_dropout is not None:
         for module in model.model.modules():
             if isinstance(module, RobertaSelfAttention):
@@ -315,7 +319,8 @@ def start_from(model: LoraWrapperRoberta, folder: Path) -> None:
 def describe(experiment: Experiment, data_sha256: str, base_sha256: str) -> dict[str, Any]:
     """The configuration that a record keeps: names without this machine's paths, and two hashes."""
     e, folder = experiment, os.path.isdir(experiment.encoder)
-    return ({"arm": e.arm} if e.arm else {}) | {
+    given = {"arm": e.arm, "only": list(e.only)}
+    return {name: value for name, value in given.items() if value} | {
         "task": Path(e.task).stem if is_text_file(e.task) else e.task,
         "source": Path(e.source).name,
         "encoder": Path(e.encoder).name if folder else e.encoder,

@@ -150,6 +150,10 @@ name = "all-4"
 method = "lora"
 rates = [1e-3]
 lora = {r = 4, target_modules = "all-linear", use_rslora = true}
+[[arm]]
+name = "some"
+method = "full"
+only = ["query"]
 """
 
 
@@ -159,7 +163,7 @@ def test_a_file_says_the_same(tmp_path):
     lora = LoraConfig(r=4, target_modules="all-linear", use_rslora=True)
     assert grid == Grid(
         ("rte",),
-        (Arm("all-4", "lora", lora, rates=(1e-3,)),),
+        (Arm("all-4", "lora", lora, rates=(1e-3,)), Arm("some", "full", only=("query",))),
         (3,),
         recipe="quick",
         changes={"epochs": 2},

@@ -75,6 +75,22 @@ def test_a_method_trains_its_own_parameters_and_the_head(encoder, method, kinds,
     assert encoder_hash(model.model) == base
 
 
+def test_only_some_layers_weights_train_where_it_says_so(data, encoder):
+    model = build_model(get_task("sst2"), "full", encoder, only=["query", "value"])
+    body = {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("model.")}
+    weights = {n for n in dict(model.named_parameters()) if n.endswith(("query.weight", "value.weight"))}
+    assert body == weights and len(weights) == 2 * model.model.config.num_hidden_layers
+    with pytest.raises(ValueError, match="'qury' matches no module"):
+        build_model(get_task("sst2"), "full", encoder, only=["qury"])
+    planned = Experiment(load_recipe("quick", **BRIEF), "sst2", encoder, "full", str(data), only=("query",))
+    before = encoder_hash(load_encoder(encoder).model)
+    done = run_experiment(planned, **QUIET)
+    assert done.record.config["only"] == ["query"] and encoder_hash(done.model.model) != before
+    for wrong in ({"only": "query"}, {"only": ("query",), "method": "lora"}):
+        with pytest.raises(ValueError, match="must be a list of layers' names, for method 'full'"):
+            dataclasses.replace(planned, **wrong)
+
+
 @pytest.mark.parametrize("variant", ["lora", "rslora", "dora", "pissa"])
 def test_an_adapter_goes_where_its_configuration_says(encoder, variant):
     model = build_model(get_task("sst2"), "lora", encoder, lora=EVERY, variant=variant)
