@@ -82,7 +82,7 @@ def sum_pays(rows: Tensor) -> bool:
     and a pass over memory for each of in * out numbers; adding takes the same for tokens * out or
     tokens * in. The factor 2 is for a new array, which costs more than one that is there.
     """
-    return _may_be_formed(rows) and len(rows) > 2 * rows.shape[1]
+    return _may_be_formed(rows) and _forming_is_less(*rows.shape)
 
 
 def whole_gradient_pays(x: Tensor, n_out: int, r: int) -> bool:
@@ -95,9 +95,14 @@ def whole_gradient_pays(x: Tensor, n_out: int, r: int) -> bool:
     n_in = x.shape[-1]
     tokens = x.numel() // max(n_in, 1)
     forming, by_A, by_B = r * n_in * n_out, tokens * r * n_in, tokens * r * n_out
-    forward = by_A + (forming if tokens > 2 * n_in else by_B)
-    backward = by_B + (forming if tokens > 2 * n_out else by_A) + by_A + by_B
+    forward = by_A + (forming if _forming_is_less(tokens, n_in) else by_B)
+    backward = by_B + (forming if _forming_is_less(tokens, n_out) else by_A) + by_A + by_B
     return _may_be_formed(x) and tokens * n_in * n_out + 3 * forming < forward + backward
+
+
+def _forming_is_less(tokens: int, width: int) -> bool:
+    """Writing the sum once costs about two passes over a weight; adding the path, one over the rows."""
+    return tokens > 2 * width
 
 
 def _may_be_formed(x: Tensor) -> bool:
