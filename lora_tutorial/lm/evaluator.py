@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_tutorial.data.batches import in_row_order
 from lora_tutorial.lm.basics import check_chrf
-from lora_tutorial.lm.batches import make_chat_loader
+from lora_tutorial.lm.batches import make_chat_loader, pad
 from lora_tutorial.lm.chat import IGNORED, Message
 from lora_tutorial.lm.generate import Reply, generate_answers
 
@@ -189,19 +189,31 @@ def write_and_compare(
 
 @torch.no_grad()
 def text_losses(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int = 256
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int = 256,
+    batch_size: int = 8,
 ) -> ResponseLosses:
     """What plain texts cost a model, each read by itself from its second token on.
 
     The same before and after training says what training took: how much of the model's grasp of other text
-    is gone.
+    is gone. Texts of like length are read side by side; one of a single token is left out.
     """
     model.eval()
-    sums, tokens = [], []
-    for text in tqdm(texts, "reading", leave=False, disable=None):
-        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][:, :max_length]
-        if ids.shape[1] > 1:
-            logits = model(input_ids=ids.to(next(model.parameters()).device)).logits
-            sums.append(token_losses(logits, ids.to(logits.device)).sum().item())
-            tokens.append(ids.shape[1] - 1)
-    return ResponseLosses(sums, tokens)
+    device = next(model.parameters()).device
+    ids = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)[
+        "input_ids"
+    ]
+    ids = [row for row in ids if len(row) > 1]
+    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+    sums = [0.0] * len(ids)
+    for begin in tqdm(range(0, len(ids), batch_size), "reading", leave=False, disable=None):
+        rows = order[begin : begin + batch_size]
+        batch = pad([{"input_ids": ids[row], "labels": ids[row]} for row in rows], tokenizer.pad_token_id)
+        batch = {name: value.to(device) for name, value in batch.items()}
+        labels = batch.pop("labels")
+        losses = token_losses(model(**batch).logits, labels).sum(1)  # (batch, length - 1) -> (batch,)
+        for row, loss in zip(rows, losses.tolist(), strict=True):
+            sums[row] = loss
+    return ResponseLosses(sums, [len(row) - 1 for row in ids])

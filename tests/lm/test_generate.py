@@ -141,3 +141,14 @@ def test_plain_text_is_read_from_its_second_token_on(tiny):
     assert found.tokens[0] == ids.shape[1] - 1
     assert found.loss == pytest.approx(float(loss), rel=1e-5)
     assert found.perplexity == pytest.approx(float(loss.exp()), rel=1e-4)
+
+
+def test_plain_texts_side_by_side_cost_what_each_costs_alone(tiny):
+    model, tokenizer = tiny
+    texts = ["Say one word. Say one word.", "Say", "What is two and two?", "Say one word.", "two and two"]
+    together = text_losses(model, tokenizer, texts, max_length=7, batch_size=2)
+    alone = [text_losses(model, tokenizer, [text], max_length=7) for text in texts]
+    alone = [found for found in alone if found.tokens]  # a single token has no second
+    assert list(together.tokens) == [found.tokens[0] for found in alone]
+    assert max(together.tokens) == 6 and len(set(together.tokens)) > 1
+    assert together.sums == pytest.approx([found.sums[0] for found in alone], rel=1e-5)
