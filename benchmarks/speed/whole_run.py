@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import pstats
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,9 @@ def prepare(task: str, folder: Path, source: str) -> tuple[list[str], list[str]]
     return [str(file)], [str(file)]
 
 
-def ours(told: list[str], folder: Path, baselines: bool) -> dict[str, float]:
+def ours(told: list[str], folder: Path, baselines: bool, under: Sequence[str] = ()) -> dict[str, float]:
     """Run the command, and read the scores from its record."""
-    command = [sys.executable, "-m", "lora_tutorial", "train", *told, f"--out={folder / 'run'}"]
+    command = [sys.executable, *under, "-m", "lora_tutorial", "train", *told, f"--out={folder / 'run'}"]
     command += ["--method=lora", f"--rank={R}", f"--lora-alpha={ALPHA}", f"--learning-rate={RATE}"]
     command += [] if baselines else ["--no-baselines"]
     run(command)
@@ -100,6 +102,34 @@ def measure(task: str, rounds: int, source: str) -> dict[str, Any]:
     return {"seconds": seconds, "scores": scores}
 
 
+#: Where the command's time goes: file and function whose calls, and all that they call, are one part.
+PARTS = {
+    "importing": ("<frozen importlib._bootstrap>", "_find_and_load"),
+    "loading and tokenising": ("experiments/run.py", "prepare"),
+    "building the model": ("experiments/run.py", "_model_of"),
+    "baselines": ("experiments/run.py", "_baselines"),
+    "training steps": ("training/trainer.py", "update"),
+    "scoring": ("experiments/evaluate.py", "evaluate"),
+    "writing answers": ("experiments/evaluate.py", "written"),
+}
+
+
+def profile(task: str, source: str) -> dict[str, float]:
+    """Seconds of each part of one more run, under Python's profiler, which slows it a little."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "data").mkdir()
+        told, _ = prepare(task, Path(folder) / "data", source)
+        stored = Path(folder) / "profile"
+        ours(told, Path(folder), True, ["-m", "cProfile", "-o", str(stored)])
+        stats = pstats.Stats(str(stored))
+    found = dict.fromkeys(PARTS, 0.0)
+    for (file, _, function), (*_, cumulative, _) in stats.stats.items():  # type: ignore[attr-defined]
+        for part, (where, name) in PARTS.items():
+            if function == name and file.endswith(where):
+                found[part] += cumulative
+    return {part: round(value, 2) for part, value in found.items()} | {"all": round(stats.total_tt, 2)}
+
+
 def ratio(seconds: dict[str, list[float]], name: str) -> list[float]:
     """Quartiles of a side's time over Trainer's, round by round."""
     each = [a / b for a, b in zip(seconds[name], seconds[TRAINER], strict=True)]
@@ -118,7 +148,7 @@ def main() -> None:
     asked = parser.parse_args()
     measured = measure(asked.task, asked.rounds, asked.source)
     record = {"kind": "whole-run", "task": asked.task, "rate": RATE, "r": R, "lora_alpha": ALPHA}
-    record |= measured
+    record |= measured | {"profile": profile(asked.task, asked.source)}
     record["ratio"] = {name: ratio(measured["seconds"], name) for name in (AS_IS, SAME_WORK)}
     record |= {"versions": package_versions(), "hardware": describe_hardware()}
     asked.out.mkdir(parents=True, exist_ok=True)
