@@ -91,8 +91,10 @@ from .explorables.numbers import merge_rounding as merge_rounding
 from .explorables.numbers import step_memory as step_memory
 from .explorables.orders import order_flops as order_flops
 from .explorables.orders import product_orders as product_orders
+from .explorables.rank import good_rates as good_rates
 from .explorables.rank import rank_errors as rank_errors
 from .explorables.rank import rank_slider as rank_slider
+from .explorables.rank import rate_transfer as rate_transfer
 from .explorables.tokens import loss_by_token as loss_by_token
 from .explorables.weights import adapter_arithmetic as adapter_arithmetic
 from .explorables.weights import variant_ellipses as variant_ellipses

@@ -1,20 +1,34 @@
-"""The rank of a matrix under a slider: its best approximation of each rank, drawn again in the browser."""
+"""The rank under a slider: a matrix's best approximation of each, and the rate that each rank likes."""
 
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lora_tutorial.explorables.frame import touch
-from lora_tutorial.explorables.picture import BLUE, GREY, ORANGE, Picture, drawing, heat, line, mark, words
+from lora_tutorial.explorables.picture import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    Picture,
+    drawing,
+    heat,
+    line,
+    mark,
+    words,
+)
 
 if TYPE_CHECKING:
     from IPython.display import HTML
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["rank_errors", "rank_slider"]
+__all__ = ["good_rates", "rank_errors", "rank_slider", "rate_transfer"]
 
 _CORNER = 36  # side of the corner that is drawn, in entries; with more a figure gets too large
 
@@ -132,3 +146,129 @@ def _packed_factors(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
         for part, top in zip((rows, columns), tops, strict=True)
     )
     return left, right, S * tops[0][:, 0] * tops[1][:, 0] / 127**2
+
+
+def good_rates(scores: Mapping[float, float], slack: float) -> tuple[float, float]:
+    """The ends of the stretch of rates around the best one whose scores are at most ``slack`` below it."""
+    rates, best = sorted(scores), _best(scores)
+    ends = []
+    for step in (-1, 1):
+        place = rates.index(best)
+        while 0 <= place + step < len(rates) and scores[rates[place + step]] >= scores[best] - slack:
+            place += step
+        ends.append(rates[place])
+    return ends[0], ends[1]
+
+
+def _best(scores: Mapping[float, float]) -> float:
+    return max(sorted(scores), key=scores.__getitem__)  # of equals the lowest
+
+
+def rate_transfer(
+    curves: Mapping[int, Mapping[float, float]], slack: float, at: int = 8, power: float = 1.0
+) -> HTML:
+    """Show each rank's score against its rate, converted to one rank by a rule that the reader moves.
+
+    A rule says that rank r needs ``(r / at) ** power`` times the rate of rank ``at``. The figure divides each
+    rank's rates by that: where the rule is right, the curves have their best stretch at one place.
+
+    Parameters
+    ----------
+    curves
+        Score, in points, by rate and rank: searches at one ``lora_alpha``. Three or four ranks.
+    slack
+        How far below its best score a rate counts as good, in points.
+    at
+        The rank whose rates stay.
+    power
+        The rule at first, in tenths from -0.5 to 1.
+
+    Raises
+    ------
+    ValueError
+        If there are not three or four ranks with two rates each, ``at`` is none of them, or the slider
+        cannot stand at ``power``.
+    """
+    if not 3 <= len(curves) <= len(_COLOURS) or min(map(len, curves.values())) < 2 or at not in curves:
+        shown = {r: len(found) for r, found in curves.items()}
+        raise ValueError(
+            f"Give two rates or more for each of three or four ranks, rank {at} too; got {shown}."
+        )
+    if not -0.5 <= power <= 1 or abs(10 * power - round(10 * power)) > 1e-9:
+        raise ValueError(f"power = {power} is not a tenth from -0.5 to 1.")
+    ranks = sorted(curves)
+    data: dict[str, Any] = {
+        "ranks": ranks,
+        "at": at,
+        "power": round(10 * power),
+        "curves": [[[rate, round(curves[r][rate], 2)] for rate in sorted(curves[r])] for r in ranks],
+        "good": [list(good_rates(curves[r], slack)) for r in ranks],
+        "best": [_best(curves[r]) for r in ranks],
+        "colours": _COLOURS[: len(ranks)],
+    }
+    moved = {r: (r / at) ** power for r in ranks}
+    best = [data["best"][k] / moved[r] for k, r in enumerate(ranks)]
+    low = max(data["good"][k][0] / moved[r] for k, r in enumerate(ranks))
+    high = min(data["good"][k][1] / moved[r] for k, r in enumerate(ranks))
+    common = f"from {_rate(low)} to {_rate(high)}" if low <= high * (1 + 1e-9) else "none"
+    said = (
+        f"Rank r gets (r / {at}) to the power of {_minus(f'{power:.1f}')} times the rate of rank {at}. "
+        f"Best rates, converted to rank {at}: "
+        + ", ".join(f"rank {r} {_rate(value)}" for r, value in zip(ranks, best, strict=True))
+        + f", a factor of {max(best) / min(best):.1f} apart. Good at every rank: {common}."
+    )
+    texts = {"AT": str(at), "SLACK": f"{slack:g}"}
+    return touch("rate_transfer", data, _rates_picture(data, moved), said, **texts)
+
+
+_COLOURS = [BLUE, GREEN, SKY, ORANGE]
+
+
+def _rate(value: float) -> str:
+    """A learning rate in two digits, as ``2.5e-4``."""
+    digits, _, exponent = f"{value:.1e}".partition("e")
+    return _minus(f"{digits}e{int(exponent)}")
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "\u2212")
+
+
+def _rates_picture(data: dict[str, Any], moved: Mapping[int, float]) -> Picture:
+    """The curves at the first rule; a thick stroke is a rank's good stretch, a ring its best rate."""
+    scores = [score for curve in data["curves"] for _, score in curve]
+    low, high = math.floor(min(scores)), math.ceil(max(scores))
+    rates = [rate for curve in data["curves"] for rate, _ in curve]
+    most = max(r / data["at"] for r in data["ranks"])
+    least = min(r / data["at"] for r in data["ranks"])
+    ends = math.log10(min(rates) / most), math.log10(max(rates) / least)
+
+    def x(rate: float) -> float:
+        return 40 + 390 * (math.log10(rate) - ends[0]) / (ends[1] - ends[0])
+
+    def y(score: float) -> float:
+        return 180 - 165 * (score - low) / (high - low)
+
+    marks, told = [], []
+    for k, r in enumerate(data["ranks"]):
+        points = [(rate / moved[r], score) for rate, score in data["curves"][k]]
+        good = [p for p in points if data["good"][k][0] <= p[0] * moved[r] * (1 + 1e-9)]
+        good = [p for p in good if p[0] * moved[r] <= data["good"][k][1] * (1 + 1e-9)]
+        for part, stretch, width in (("curve", points, 1.5), ("good", good, 5)):
+            path = "M" + "L".join(f"{x(rate):.2f} {y(score):.2f}" for rate, score in stretch)
+            if len(stretch) > 1:
+                look = {"fill": "none", "stroke": _COLOURS[k], "stroke_width": width}
+                marks.append(mark("path", d=path, data_part=f"{part} {r}", stroke_linecap="round", **look))
+        place, top = next(p for p in points if abs(p[0] * moved[r] / data["best"][k] - 1) < 1e-9)
+        ring = {"cx": x(place), "cy": y(top), "r": 5.5, "fill": "none", "stroke": _COLOURS[k]}
+        marks.append(mark("circle", data_part=f"best {r}", stroke_width=2, **ring))
+        marks.append(words(44 + 100 * k, 212, f"rank {r}"))
+        marks.append(line(44 + 100 * k, 218, 90 + 100 * k, 218, stroke=_COLOURS[k], stroke_width=3))
+        told.append(f"rank {r} at {_rate(place)}")
+    for power in range(math.ceil(ends[0]), math.floor(ends[1]) + 1):
+        marks.append(words(x(10.0**power), 196, f"1e\u2212{-power}", text_anchor="middle", font_size=12))
+    for score in (low, high):
+        marks.append(words(34, y(score) + 4, str(score), text_anchor="end", font_size=12))
+    marks.append(mark("path", d="M40 10V182H436", fill="none", stroke=GREY))
+    alt = f"Score against the converted rate, a curve for each rank; the best: {', '.join(told)}."
+    return Picture(drawing(440, 222, *marks), alt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "aligned_names",
+    "attention",
     "cached_tokens",
     "copies_and_shards",
     "merged_layer",
@@ -79,13 +80,17 @@ def merged_layer() -> Figure:
     return fig
 
 
-def module_trees(trees: Mapping[str, Sequence[tuple[int, str, str]]]) -> Figure:
+def module_trees(
+    trees: Mapping[str, Sequence[tuple[int, str, str]]], learnt: Mapping[str, Collection[int]] | None = None
+) -> Figure:
     """Draw trees of modules side by side; a row that the first tree doesn't have is in the adapters' colour.
 
     Parameters
     ----------
     trees
         Title to rows from the top down: depth, name, class.
+    learnt
+        Title to the numbers of the rows that are in the adapters' colour instead.
     """
     (first, *_), rows = trees.values(), max(map(len, trees.values()))
     fig, axes = plt.subplots(1, len(trees), figsize=(7.2, 0.21 * rows + 0.5), squeeze=False)
@@ -93,7 +98,7 @@ def module_trees(trees: Mapping[str, Sequence[tuple[int, str, str]]]) -> Figure:
         axis.set(title=title, xlim=(-0.3, 10), ylim=(rows - 0.4, -0.6))
         axis.axis("off")
         for place, (depth, name, kind) in enumerate(tree):
-            is_new = (depth, name, kind) not in first
+            is_new = place in learnt[title] if learnt else (depth, name, kind) not in first
             axis.text(0.55 * depth, place, name, va="center", fontsize=9)
             style = {"color": _LORA, "weight": "bold"} if is_new else {"color": _FROZEN}
             axis.text(4.6, place, kind, va="center", fontsize=9, **style)
@@ -132,6 +137,49 @@ def aligned_names(rows: Mapping[str, Sequence[str]], learnt: Sequence[str] = ())
                     "va": "center",
                 }
                 axis.text(middle, 2 * place + 1.24, part, **words)
+    return fig
+
+
+def attention(sizes: Mapping[str, str], adapted: Collection[str] = ()) -> Figure:
+    """Draw self-attention from its input down to its output, with low-rank paths beside some projections.
+
+    Parameters
+    ----------
+    sizes
+        The shape, in words, of x, Q, K, V, scores, weights, mixed and output.
+    adapted
+        Which of query, key and value have a low-rank path.
+    """
+    fig, axis = _canvas(24, 16.0, (6.8, 4.6))
+    _box(axis, (0.3, 0.2, 23.4, 1.0), _FROZEN, f"$x$   {sizes['x']}", 9)
+    for middle, name, letter in ((4, "query", "Q"), (12, "key", "K"), (20, "value", "V")):
+        frozen = middle - 1.9 if name in adapted else middle
+        _box(axis, (frozen - 1.5, 2.3, 3.0, 2.4), _FROZEN, name, 9)
+        arrow(axis, (frozen, 1.2), (frozen, 2.3))
+        if name in adapted:
+            low = middle + 1.9
+            arrow(axis, (low, 1.2), (low, 2.3))
+            _box(axis, (low - 1.1, 2.3, 2.2, 0.8), _LORA, "$A$", 9)
+            arrow(axis, (low, 3.1), (low, 3.9))
+            _box(axis, (low - 1.1, 3.9, 2.2, 0.8), _LORA, "$B$", 9)
+            arrow(axis, (frozen, 4.7), (frozen, 5.4), (middle - 0.5, 5.4))
+            arrow(axis, (low, 4.7), (low, 5.4), (middle + 0.5, 5.4))
+            axis.text(middle, 5.4, "+", ha="center", va="center", fontsize=12, color=_LORA)
+        arrow(axis, (middle, 5.8 if name in adapted else 4.7), (middle, 6.5))
+        _box(axis, (middle - 3.7, 6.5, 7.4, 1.0), _FROZEN, f"${letter}$   {sizes[letter]}", 9)
+    square = OKABE_ITO["blue"]  # a row and a column for each token
+    steps = (
+        ("scores", r"scores: $QK^\top/\sqrt{d_h}$", square),
+        ("weights", "weights: softmax(scores + mask)", square),
+        ("mixed", r"weights $\times\ V$", _FROZEN),
+        ("output", "output, heads side by side", _FROZEN),
+    )
+    for place, (name, text, colour) in enumerate(steps):
+        top = 8.5 + 2.1 * place
+        for start in (4, 12) if name == "scores" else (8,):
+            arrow(axis, (start, top - (1.0 if name == "scores" else 1.1)), (start, top))
+        _box(axis, (0.3, top, 15.4, 1.0), colour, f"{text}   {sizes[name]}", 9)
+    arrow(axis, (20, 7.5), (20, 13.2), (15.7, 13.2))
     return fig
 
 

@@ -53,9 +53,11 @@ def memory_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figu
     fig, axes = plt.subplots(len(panels), 1, figsize=size, height_ratios=rows, squeeze=False)
     for axis, (title, bars) in zip(axes[:, 0], panels.items(), strict=True):
         _stack(axis, title, bars)
-    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in PARTS.values()]
+    held = {part for bars in panels.values() for parts in bars.values() for part in parts}
+    shown = {part: colour for part, colour in PARTS.items() if part in held}
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in shown.values()]
     fig.legend(
-        handles, PARTS, loc="outside lower center", ncols=len(PARTS), handlelength=1, columnspacing=1.4
+        handles, shown, loc="outside lower center", ncols=len(shown), handlelength=1, columnspacing=1.4
     )
     return fig
 
@@ -157,7 +159,7 @@ def token_strip(pieces: Sequence[str], learnt: Sequence[bool], columns: int = 62
         box = Rectangle((x, y + 0.08), len(piece), 0.84, facecolor=colour + "38", edgecolor=colour, lw=0.6)
         axis.add_patch(box)
         axis.text(
-            x + len(piece) / 2, y + 0.5, piece, ha="center", va="center", fontsize=7, family="monospace"
+            x + len(piece) / 2, y + 0.5, piece, ha="center", va="center", fontsize=8, family="monospace"
         )
     return fig
 
@@ -177,7 +179,7 @@ def fused_rows(heads: int, size: int) -> Figure:
         Rows of a head in each of query, key and value.
     """
     orders = {
-        "stacked by part": [part for part in _QKV for _ in range(heads)],
+        "stacked by part (Phi-3)": [part for part in _QKV for _ in range(heads)],
         "stacked by head (GPT-NeoX)": [part for _ in range(heads) for part in _QKV],
     }
     fig, axes = plt.subplots(1, 2, figsize=(6.4, 3.4), sharey=True)

@@ -51,7 +51,9 @@ def test_where_only_text_is_shown_it_is_the_sentence(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["memory_bill", "four_bits", "merge_rounding", "rank_slider"])
+@pytest.mark.parametrize(
+    "kind", ["memory_bill", "four_bits", "merge_rounding", "rank_slider", "rate_transfer"]
+)
 def test_the_sentence_is_what_the_script_says_first(opened, kind):
     assert said(opened(kind), kind) == repr(FIGURES[kind])
 
@@ -248,3 +250,13 @@ def test_a_heat_map_of_an_odd_side_opens_as_a_picture():
     corners = [image.getpixel((x, 0)) for x in range(3)]
     assert corners == [(0, 114, 178), (245, 245, 245), (230, 159, 0)]
     assert image.getpixel((2, 2))[2] == pytest.approx(245 / 2, abs=18)
+
+
+@pytest.mark.slow
+def test_the_curves_lie_where_the_script_has_them(opened):
+    read = "all => all.map(el => [el.dataset.part, el.getAttribute('d') ?? el.getAttribute('cx')])"
+    shown = opened("rate_transfer").locator("svg [data-part]").evaluate_all(read)
+    drawn = [(part, el.get("d") or el.get("cx")) for part, el in picture("rate_transfer")]
+    assert [part for part, _ in shown] == [part for part, _ in drawn] and len(drawn) == 9
+    for (_, theirs), (_, mine) in zip(shown, drawn, strict=True):
+        np.testing.assert_allclose(numbers(theirs), numbers(mine), atol=0.02)

@@ -6,8 +6,9 @@ import re
 
 import numpy as np
 import pytest
+from touch_figures import SEARCHES, call, said
 
-from lora_tutorial.explorables.rank import rank_errors, rank_slider
+from lora_tutorial.explorables.rank import good_rates, rank_errors, rank_slider, rate_transfer
 
 NUMBERS = np.random.default_rng(0)
 MATRIX = NUMBERS.normal(size=(96, 80))
@@ -73,3 +74,51 @@ def test_the_page_is_small_asks_for_nothing_and_can_be_operated_by_keyboard():
 def test_a_matrix_too_small_or_a_rank_it_cannot_have_is_refused(matrix, r, message):
     with pytest.raises(ValueError, match=message):
         rank_slider(matrix, "a matrix", r=r)
+
+
+def test_the_good_stretch_reaches_as_far_as_no_score_falls_below():
+    scores = {1: 70.0, 2: 79.0, 4: 78.6, 8: 80.0, 16: 78.4, 32: 79.9}
+    assert good_rates(scores, 1.5) == (2, 8)
+    assert good_rates(scores, 2.0) == (2, 32)
+    assert good_rates(scores, 0.0) == (8, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power", [-0.5, 0.0, 0.3, 1.0])
+def test_the_page_converts_rates_as_the_rule_says(page, power):
+    found = call(page, "rate_transfer", "converted", power)
+    best = {1: 5e-4, 8: 5e-4, 64: 1e-3}
+    ends = {r: good_rates(scores, 1.5) for r, scores in SEARCHES.items()}
+    by = {r: (r / 8) ** power for r in SEARCHES}
+    assert found["best"] == pytest.approx([best[r] / by[r] for r in SEARCHES])
+    assert found["low"] == pytest.approx(max(ends[r][0] / by[r] for r in SEARCHES))
+    assert found["high"] == pytest.approx(min(ends[r][1] / by[r] for r in SEARCHES))
+
+
+@pytest.mark.slow
+def test_a_reader_finds_the_rule_under_which_the_ranks_agree(page):
+    slider = page.locator("[data-kind=rate_transfer] [data-in=power]")
+    slider.fill("10")
+    assert said(page, "rate_transfer").endswith("a factor of 32.0 apart. Good at every rank: none.")
+    slider.fill("0")
+    told = said(page, "rate_transfer")
+    assert "to the power of 0.0" in told and told.endswith("Good at every rank: none.")
+    slider.fill("2")
+    told = said(page, "rate_transfer")
+    assert "rank 1 7.6e\u22124, rank 8 5.0e\u22124, rank 64 6.6e\u22124, a factor of 1.5 apart" in told
+    assert told.endswith("Good at every rank: from 6.6e\u22124 to 7.6e\u22124.")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"curves": {1: SEARCHES[1], 8: SEARCHES[8]}}, "each of three or four ranks"),
+        ({"curves": SEARCHES, "at": 4}, "rank 4 too"),
+        ({"curves": SEARCHES | {8: {1e-3: 70.0}}}, "two rates or more"),
+        ({"curves": SEARCHES, "power": 0.25}, "not a tenth"),
+        ({"curves": SEARCHES, "power": 1.1}, "not a tenth"),
+    ],
+)
+def test_searches_that_cannot_be_shown_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        rate_transfer(**given, slack=1.0)

@@ -20,8 +20,10 @@ ADAPTED = [PLAIN[0], (1, "query", "FastLoraLinear"), PLAIN[2]]
 NAMES = {"ours": ["", "query", ".lora_A", ""], "PEFT's": ["base_model.", "query", ".lora_A", ".weight"]}
 TOKENS = ["[CLS]", "which", "?", "[SEP]", "b", "starts", ".", "[SEP]"]
 SCORES = [9.0, 0.0, 0.0, 0.0, 3.0, 1.0, -2.0, 0.0], [9.0, 0.0, 0.0, 0.0, 1.0, 2.0, -2.5, 9.5]
+SHAPES = dict.fromkeys(["x", "Q", "K", "V", "scores", "weights", "mixed", "output"], "2 × 12 × 11 × 32")
 CACHES = {"adapted": (0, 7, "its text"), "base": (7, 0, "its text"), "mixed": (6, 1, "another")}
 DRAWN = {
+    "attention": lambda: drawings.attention(SHAPES, ["query", "value"]),
     "cached_tokens": lambda: drawings.cached_tokens(CACHES),
     "copies_and_shards": drawings.copies_and_shards,
     "merged_layer": drawings.merged_layer,
@@ -72,6 +74,24 @@ def test_a_tree_marks_what_was_swapped():
     marked = {text.get_text() for text in words(figure) if to_hex(text.get_color()) == ROLES["lora"].lower()}
     assert marked == {"FastLoraLinear"}
     assert sum(text.get_text() == "Linear" for text in words(figure)) == 3
+
+
+def test_a_tree_marks_the_rows_that_it_is_told():
+    trees = {"ours": PLAIN, "PEFT's": PLAIN}
+    figure = drawings.module_trees(trees, learnt={"ours": [], "PEFT's": [0, 2]})
+    marked = [text for text in words(figure) if to_hex(text.get_color()) == ROLES["lora"].lower()]
+    assert [text.get_text() for text in marked] == ["Attention", "Linear"]
+    assert {text.axes.get_title(loc="left") for text in marked} == {"PEFT's"}
+
+
+@pytest.mark.parametrize("adapted", [[], ["query"], ["query", "value"]])
+def test_attention_has_a_path_beside_each_adapted_projection_and_no_other(adapted):
+    figure = drawings.attention(SHAPES, adapted)
+    colours = [to_hex(p.get_edgecolor()) for p in figure.axes[0].patches if isinstance(p, Rectangle)]
+    assert colours.count(ROLES["lora"].lower()) == 2 * len(adapted)
+    assert colours.count(ROLES["full"].lower()) == 2  # scores and weights: tokens by tokens
+    said = [text.get_text() for text in words(figure)]
+    assert said.count("+") == said.count("$A$") == said.count("$B$") == len(adapted)
 
 
 def test_equal_parts_of_names_stand_below_each_other():

@@ -15,6 +15,7 @@ from lora_tutorial import (
     merge_rounding,
     product_orders,
     rank_slider,
+    rate_transfer,
     variant_ellipses,
 )
 
@@ -30,6 +31,11 @@ MEASURED = {"a task": ([52.3, 52.0, 49.1], 277), "another": ([80.1, 80.3, 80.2],
 PIECES, IDS = ["<|im_start|>", "Two", "?\n", " two", "<b>", "<|im_end|>"], [1, 7, 9, 5, 11, 2]
 LABELS = [-100, -100, -100, 5, 11, 2]
 LOSSES = {"before": [4.0, 3.5, 2.25, 6.0, 0.75], "after": [4.0, 3.0, 0.25, 5.5, 0.25]}
+SEARCHES = {
+    1: {1.25e-4: 70.2, 2.5e-4: 74.0, 5e-4: 75.5, 1e-3: 71.0},
+    8: {2.5e-4: 74.0, 5e-4: 78.0, 1e-3: 77.0, 2e-3: 70.0},
+    64: {5e-4: 76.0, 1e-3: 80.0, 2e-3: 79.5, 4e-3: 72.0},
+}
 FIGURES = {
     "memory_bill": memory_bill(SIZES),
     "four_bits": four_bits(WEIGHTS, "64 weights"),
@@ -40,6 +46,7 @@ FIGURES = {
     "variant_ellipses": variant_ellipses(TWO, DIRECTION),
     "loss_by_token": loss_by_token(PIECES, IDS, LABELS, LOSSES),
     "rank_slider": rank_slider(MATRIX, "a matrix", r=5),
+    "rate_transfer": rate_transfer(SEARCHES, slack=1.5, power=-0.2),
 }
 
 
