@@ -8,7 +8,7 @@ Each turn is a new process that imports, loads, tokenises, trains one epoch and 
 of rank 8 on the same rows, by the same rates, and score the same rows; all else is what each does when
 nothing else is asked for. The command also scores what it compares a run with, which Trainer does not. So it
 runs twice: as it is, and with ``--no-baselines``, which is the same work as Trainer's. The record goes to
-``results/whole-run/TASK.json``.
+``results/speed/whole-run-TASK.json``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from typing import Any
 
 from trainer_with_peft import ALPHA, RATE, REVIEWS, R
 
+from lora_tutorial.analysis.speed import FORMAT
 from lora_tutorial.data.sources import load_task
 from lora_tutorial.storage.files import atomic_write_bytes
 from lora_tutorial.training.records import describe_hardware, load_record, package_versions
 
 HERE = Path(__file__).resolve().parent
-OUT = HERE.parent / "results" / "whole-run"
+OUT = HERE.parent / "results" / "speed"
 AS_IS, SAME_WORK, TRAINER = "lora-tutorial train", "lora-tutorial train --no-baselines", "Trainer with PEFT"
 CHATS, QUESTIONS = 200, {"train": 200, "validation": 100}  # what two cores do in a minute or two
 
@@ -147,12 +148,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     measured = measure(asked.task, asked.rounds, asked.source)
-    record = {"kind": "whole-run", "task": asked.task, "rate": RATE, "r": R, "lora_alpha": ALPHA}
+    setting = {"task": asked.task, "learning_rate": RATE, "r": R, "lora_alpha": ALPHA, "device": "cpu"}
+    record: dict[str, Any] = {"format": FORMAT, "kind": "whole-run", "setting": setting}
     record |= measured | {"profile": profile(asked.task, asked.source)}
     record["ratio"] = {name: ratio(measured["seconds"], name) for name in (AS_IS, SAME_WORK)}
     record |= {"versions": package_versions(), "hardware": describe_hardware()}
     asked.out.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(asked.out / f"{asked.task}.json", (json.dumps(record, indent=1) + "\n").encode())
+    atomic_write_bytes(
+        asked.out / f"whole-run-{asked.task}.json", (json.dumps(record, indent=1) + "\n").encode()
+    )
     print("quartiles of the ratio:", record["ratio"])
     print("scores:", {name: each[-1] for name, each in measured["scores"].items()})
 

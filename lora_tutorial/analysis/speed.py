@@ -14,12 +14,12 @@ FORMAT = 1
 def speed_records(
     kind: str = "times", folder: str | Path | None = None, **wanted: object
 ) -> list[dict[str, Any]]:
-    """The records that ``benchmarks/speed/speed.py`` has stored, in order of file name.
+    """The records that ``benchmarks/speed`` has stored, in order of file name.
 
     Parameters
     ----------
     kind
-        ``"times"`` or ``"memory"``.
+        ``"times"`` or ``"memory"`` of a step, or ``"whole-run"``.
     folder
         Where to look; by default ``benchmarks/results/speed`` of the repository, or the copy that an
         installed package carries.
@@ -44,7 +44,7 @@ def speed_records(
     if not found:
         given = ", ".join(f"{key}={value!r}" for key, value in wanted.items()) or "any setting"
         raise FileNotFoundError(
-            f"No stored record of {kind} for {given}; benchmarks/speed/speed.py makes them."
+            f"No stored record of {kind} for {given}; the scripts in benchmarks/speed make them."
         )
     return found
 
