@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from lora_tutorial.pages import cost_plots
-from lora_tutorial.pages.plots import PARTS
+from lora_tutorial.pages.plots import PARTS, memory_bars
 
 
 def row(forward, backward, optimizer, own=None):
@@ -126,3 +126,10 @@ def test_phase_costs_are_shares_of_the_frozen_pass_within_the_round():
     assert [(x[0], y[0]) for x, y in forward[1:] if len(x) == 1] == [(128, 50), (128, 25)]
     assert [(x[0], y[0]) for x, y in backward if len(x) == 1] == [(128, 100)]  # fast adds nothing there
     assert legend(fig) == ["teaching", "fast", "arithmetic alone"]
+
+
+def test_the_memory_legend_names_only_what_some_bar_holds():
+    held = {"weights": 4e9, "gradients": 4e9}
+    assert legend(memory_bars({"model": {"full": held}})) == [*held]
+    with_more = {"full": held, "LoRA": {"weights": 4e9, "activations": 1e9}}
+    assert legend(memory_bars({"model": with_more})) == [*held, "activations"]
