@@ -36,7 +36,7 @@ from lora_tutorial.training.records import describe_hardware, load_record, packa
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "results" / "speed"
 AS_IS, SAME_WORK, TRAINER = "lora-tutorial train", "lora-tutorial train --no-baselines", "Trainer with PEFT"
-CHATS, QUESTIONS = 200, {"train": 200, "validation": 100}  # what two cores do in a minute or two
+CHATS, QUESTIONS = 80, {"train": 200, "validation": 100}  # what two cores do in a minute or two
 
 
 def prepare(task: str, folder: Path, source: str) -> tuple[list[str], list[str]]:
