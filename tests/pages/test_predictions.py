@@ -102,7 +102,7 @@ def test_no_later_cell_of_a_section_tells_the_answer(browser, site):
             ".prediction-answer",
             "all => all.map(el => el.nextElementSibling?.matches('section, .predict, .exercise, .solution'))",
         )
-        assert len(after) == 3 and set(after) <= {None, True}
+        assert len(after) == 4 and set(after) <= {None, True}
         section = page.query_selector(".predict").evaluate_handle("el => el.closest('section')").as_element()
         assert not any(cell.is_visible() for cell in section.query_selector_all(":scope > .cell"))
 
