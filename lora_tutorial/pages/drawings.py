@@ -195,14 +195,14 @@ def three_products(tokens: str = "$N$", n_in: str = "$d_{in}$", n_out: str = "$d
             "to the layer below:\nif something there trains",
             ("$g$", t, o, g),
             ("$W$", o, i, w),
-            ("", t, i, g),
+            ("$g\\,W$", t, i, g),
             AXIS,
         ),
         (
             "to the weight:\nonly if it trains",
             ("$g^\\top$", o, t, g),
             ("$x$", t, i, x),
-            ("", o, i, _LORA),
+            ("$g^\\top x$", o, i, _LORA),
             _LORA,
         ),
     )
