@@ -23,6 +23,7 @@ from lora_tutorial.explorables.picture import (
     mark,
     words,
 )
+from lora_tutorial.training.records import best_rate
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -150,7 +151,7 @@ def _packed_factors(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 def good_rates(scores: Mapping[float, float], slack: float) -> tuple[float, float]:
     """The ends of the stretch of rates around the best one whose scores are at most ``slack`` below it."""
-    rates, best = sorted(scores), _best(scores)
+    rates, best = sorted(scores), best_rate(scores)
     ends = []
     for step in (-1, 1):
         place = rates.index(best)
@@ -158,10 +159,6 @@ def good_rates(scores: Mapping[float, float], slack: float) -> tuple[float, floa
             place += step
         ends.append(rates[place])
     return ends[0], ends[1]
-
-
-def _best(scores: Mapping[float, float]) -> float:
-    return max(sorted(scores), key=scores.__getitem__)  # of equals the lowest
 
 
 def rate_transfer(
@@ -203,7 +200,7 @@ def rate_transfer(
         "power": round(10 * power),
         "curves": [[[rate, round(curves[r][rate], 2)] for rate in sorted(curves[r])] for r in ranks],
         "good": [list(good_rates(curves[r], slack)) for r in ranks],
-        "best": [_best(curves[r]) for r in ranks],
+        "best": [best_rate(curves[r]) for r in ranks],
         "colours": _COLOURS[: len(ranks)],
     }
     moved = {r: (r / at) ** power for r in ranks}

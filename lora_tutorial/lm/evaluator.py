@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_tutorial.data.batches import in_row_order
 from lora_tutorial.lm.basics import check_chrf
-from lora_tutorial.lm.batches import make_chat_loader, pad
+from lora_tutorial.lm.batches import make_chat_loader
 from lora_tutorial.lm.chat import IGNORED, Message
 from lora_tutorial.lm.generate import Reply, generate_answers
 
@@ -187,7 +187,6 @@ def write_and_compare(
     return Written(answers, [100 * float(score) for score in each])
 
 
-@torch.no_grad()
 def text_losses(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -200,20 +199,12 @@ def text_losses(
     The same before and after training says what training took: how much of the model's grasp of other text
     is gone. Texts of like length are read side by side; one of a single token is left out.
     """
-    model.eval()
-    device = next(model.parameters()).device
     ids = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)[
         "input_ids"
     ]
     ids = [row for row in ids if len(row) > 1]
-    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-    sums = [0.0] * len(ids)
-    for begin in tqdm(range(0, len(ids), batch_size), "reading", leave=False, disable=None):
-        rows = order[begin : begin + batch_size]
-        batch = pad([{"input_ids": ids[row], "labels": ids[row]} for row in rows], tokenizer.pad_token_id)
-        batch = {name: value.to(device) for name, value in batch.items()}
-        labels = batch.pop("labels")
-        losses = token_losses(model(**batch).logits, labels).sum(1)  # (batch, length - 1) -> (batch,)
-        for row, loss in zip(rows, losses.tolist(), strict=True):
-            sums[row] = loss
-    return ResponseLosses(sums, [len(row) - 1 for row in ids])
+    if not ids:
+        return ResponseLosses([], [])
+    # Every token is a label, as if the whole text were a response.
+    rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
+    return ResponseScorer(rows, tokenizer, batch_size).losses(model)

@@ -11,7 +11,14 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.roberta.modeling_roberta import eager_attention_forward
 
-from lora_tutorial.lora.fast import adapted_product, gather, in_working_precision, project, sum_pays
+from lora_tutorial.lora.fast import (
+    adapted_product,
+    gather,
+    in_working_precision,
+    project,
+    sum_pays,
+    whole_gradient_pays,
+)
 from lora_tutorial.lora.merge import lora_modules
 from lora_tutorial.models.roberta import LoraRobertaSelfAttention
 
@@ -23,8 +30,10 @@ class FastLoraRobertaSelfAttention(LoraRobertaSelfAttention):
 
     To what `FastLoraLinear` saves on one layer comes what three layers of one input share: the low-rank
     products of query and value read the input once, and their three input gradients are added up where the
-    first was written. `use_fast_attention` makes it from a `LoraRobertaSelfAttention`. Second derivatives
-    raise ``RuntimeError``; hooks on ``query``, ``key`` and ``value`` are not called.
+    first was written. Where the rank is so large that `whole_gradient_pays`, nothing is shared.
+
+    `use_fast_attention` makes it from a `LoraRobertaSelfAttention`. Second derivatives raise
+    ``RuntimeError``; hooks on ``query``, ``key`` and ``value`` are not called.
     """
 
     def forward(
@@ -43,16 +52,7 @@ class FastLoraRobertaSelfAttention(LoraRobertaSelfAttention):
             self,
             *(
                 y.view(batch, tokens, self.num_attention_heads, -1).transpose(1, 2)
-                for y in _QueryKeyValue.apply(
-                    x.reshape(-1, hidden),  # (batch, tokens, hidden) -> (batch * tokens, hidden)
-                    *(tensor for linear in linears for tensor in (linear.weight, linear.bias)),
-                    self.lora_query_A,
-                    self.lora_query_B,
-                    self.lora_value_A,
-                    self.lora_value_B,
-                    self.lora_scaling,
-                    dtype,
-                )
+                for y in self._projections(x.reshape(-1, hidden), dtype)  # (batch * tokens, hidden)
             ),  # each (batch * tokens, hidden) -> (batch, heads, tokens, head size)
             attention_mask,
             dropout=self.dropout.p,
@@ -60,6 +60,19 @@ class FastLoraRobertaSelfAttention(LoraRobertaSelfAttention):
             **kwargs,
         )
         return mixed.reshape(batch, tokens, -1).contiguous(), weights  # (batch, tokens, hidden)
+
+    def _projections(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Query, key and value of ``x`` (tokens, in), each (tokens, hidden)."""
+        query, key, value = self.query, self.key, self.value
+        factors = self.lora_query_A, self.lora_query_B, self.lora_value_A, self.lora_value_B
+        if whole_gradient_pays(x, query.out_features, len(self.lora_query_A)):
+            q, v = (
+                F.linear(x, torch.addmm(linear.weight, self.lora_scaling * B, A), linear.bias)
+                for linear, A, B in ((query, *factors[:2]), (value, *factors[2:]))
+            )
+            return q, key(x), v
+        frozen = (tensor for linear in (query, key, value) for tensor in (linear.weight, linear.bias))
+        return _QueryKeyValue.apply(x, *frozen, *factors, self.lora_scaling, dtype)
 
 
 def use_fast_attention(model: nn.Module) -> nn.Module:

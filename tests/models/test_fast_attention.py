@@ -8,15 +8,15 @@ from attention_checks import by_hand, encoder
 from fast_checks import assert_same
 from memory_checks import Arrays, kept
 
-from lora_tutorial import disable_lora, lora_modules
+from lora_tutorial import disable_lora, lora_modules, whole_gradient_pays
 from lora_tutorial.adapters.peft_layout import peft_layout
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias
 from lora_tutorial.models.fast_roberta import FastLoraRobertaSelfAttention, use_fast_attention
 
 
-def pair(implementation="sdpa", dtype=torch.float32, bias="none"):
+def pair(implementation="sdpa", dtype=torch.float32, bias="none", **rank):
     """The same adapted encoder with both kinds of attention; what trains is factors, and biases if asked."""
-    teaching = by_hand(encoder(implementation)).to(dtype).train()
+    teaching = by_hand(encoder(implementation), **rank).to(dtype).train()
     freeze_parameters_except_lora_and_bias(teaching, bias)
     return teaching, use_fast_attention(copy.deepcopy(teaching))
 
@@ -48,10 +48,21 @@ def test_outputs_and_gradients_are_the_teaching_forms(implementation, bias, dtyp
     assert_same(found, expected, {torch.float32: 5e-6, torch.float64: 1e-13}[dtype])
 
 
-def attention(dtype=torch.float32, tokens=5):
+def function_names(y):
+    """The names of all that autograd would call to get from an output to its inputs."""
+    todo, names = [y.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in names:
+            names.add(node)
+            todo += [below for below, _ in node.next_functions]
+    return {node.name().removesuffix("Backward") for node in names}
+
+
+def attention(dtype=torch.float32, tokens=5, **rank):
     """One attention of each kind and an input that needs a gradient, (2, tokens, 24)."""
     teaching, fast = (
-        model.encoder.layer[0].attention.self.requires_grad_(False) for model in pair(dtype=dtype)
+        model.encoder.layer[0].attention.self.requires_grad_(False) for model in pair(dtype=dtype, **rank)
     )
     for module in (teaching, fast):
         module.dropout.p = 0.0
@@ -61,9 +72,12 @@ def attention(dtype=torch.float32, tokens=5):
     return teaching, fast, torch.randn(2, tokens, 24, dtype=dtype, requires_grad=True)
 
 
-@pytest.mark.parametrize("tokens", [5, 30])  # with 30 in each of two sequences the sums are formed
-def test_one_attention_passes_the_same_gradient_to_its_input(tokens):
-    teaching, fast, x = attention(torch.float64, tokens)
+# With 30 tokens in each of two sequences the sums are formed, at rank 16 with their whole gradients.
+@pytest.mark.parametrize(("tokens", "rank"), [(5, {}), (30, {}), (30, {"r": 16})])
+def test_one_attention_passes_the_same_gradient_to_its_input(tokens, rank):
+    teaching, fast, x = attention(torch.float64, tokens, **rank)
+    assert whole_gradient_pays(x, 24, len(fast.lora_query_A)) == bool(rank)
+    assert ("_QueryKeyValue" in function_names(fast(x)[0])) != bool(rank)
     (theirs,) = torch.autograd.grad(teaching(x)[0].square().sum(), x)
     (ours,) = torch.autograd.grad(fast(x)[0].square().sum(), x)
     assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
