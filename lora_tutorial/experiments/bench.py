@@ -35,8 +35,8 @@ from lora_tutorial.experiments.grid import (
 from lora_tutorial.experiments.inputs import Prepared, make_loaders
 from lora_tutorial.experiments.run import (
     TRAINED,
+    base_hash,
     describe,
-    encoder_hash,
     prepare,
     run_experiment,
     save_run_adapter,
@@ -75,7 +75,7 @@ class Bench:
                 raise ValueError(f"Arm {arm.name!r}: variant must be one of {known}; got {arm.variant!r}.")
         load = load_lm if get_task(grid.tasks[0]).generative else load_encoder
         self.encoder: Encoder | LanguageModel = load(grid.encoder)
-        self.base = encoder_hash(self.encoder.model)
+        self.base = {bits: base_hash(self.encoder.model, bits) for bits in {arm.bits for arm in grid.arms}}
         self._data: dict[str, Prepared] = {}
         self.pairs = similarity_pairs(grid.source, grid.similarity) if grid.similarity else None
 
@@ -93,7 +93,7 @@ class Bench:
     def expected(self, job: Job) -> RunRecord:
         """What a record under the job's name must agree with."""
         e = job.experiment
-        config = describe(e, self.data_of(job).data_sha256, self.base)
+        config = describe(e, self.data_of(job).data_sha256, self.base[e.bits])
         if job.arm.method == PROBE:
             config["method"] = PROBE
         return RunRecord(config, e.recipe.to_dict(), e.seed)
@@ -159,7 +159,7 @@ class Bench:
                 resume=True,
                 **self.options,
             )
-            record, file = result.record, trained_file(result.model, self.base)
+            record, file = result.record, trained_file(result.model, self.base[e.bits])
             record.extra |= {"trained_bytes": len(file), "trained_sha256": hashlib.sha256(file).hexdigest()}
             record.extra |= self._skill(result.model.model)
             atomic_write_bytes(folder / TRAINED, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -339,6 +340,15 @@ def describe(experiment: Experiment, data_sha256: str, base_sha256: str) -> dict
 def encoder_hash(encoder: nn.Module) -> str:
     """SHA-256 of an encoder's own parameters, whatever adapters it has; see `parameters_hash`."""
     return parameters_hash(encoder, factor_names(encoder))
+
+
+def base_hash(model: nn.Module, bits: int | None = None) -> str:
+    """The same of a base as a run with ``bits`` holds it; ``model`` stays as it is."""
+    if bits:
+        from lora_tutorial.quant.linear4bit import quantize_linears  # needs bitsandbytes
+
+        model = quantize_linears(copy.deepcopy(model))
+    return encoder_hash(model)
 
 
 def trained_file(model: nn.Module, base_sha256: str = "") -> bytes:

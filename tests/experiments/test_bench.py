@@ -91,11 +91,13 @@ def test_a_records_adapter_gives_its_score_and_its_predictions(plan, go, tmp_pat
         assert split["scores"]["pearson"] == pytest.approx(pearson, abs=1e-3)
 
 
-def test_finished_runs_are_skipped_and_left_as_they_are(plan, go, tmp_path, updates):
-    go(plan())
+@pytest.mark.parametrize("bits", [None, 4])
+def test_finished_runs_are_skipped_and_left_as_they_are(plan, go, tmp_path, updates, bits):
+    arm = {"bits": bits}  # in four bits the base is another, and so is its hash
+    go(plan(arm=arm))
     (path,) = (tmp_path / "results").iterdir()
     before, done = path.read_bytes(), len(updates)
-    lines = go(plan(seeds=(0, 1)))
+    lines = go(plan(arm=arm, seeds=(0, 1)))
     assert "here already, accuracy" in lines[0] and "to go" not in lines[1]
     assert len(updates) == 2 * done and path.read_bytes() == before
 
