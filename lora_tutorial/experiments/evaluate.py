@@ -209,7 +209,7 @@ def written(
     split: str,
     examples: Sequence[Message] = (),
 ) -> dict[str, Any]:
-    """What a record keeps of a language model's own answers, and of its grasp of other text.
+    """What a record keeps of a language model's own answers.
 
     Parameters
     ----------
@@ -225,25 +225,31 @@ def written(
     Returns
     -------
     dict
-        ``"written"``: what ``Written.summary`` says, with every answer and its chrF. ``"other_text"``: each
-        loss in nats of ``OTHER_TEXTS`` newspaper snippets that have nothing to do with the task, and their
-        tokens.
+        ``"written"``: what ``Written.summary`` says, with every answer and its chrF.
     """
     rows = prepared.tokenized[split]["row"][:ANSWERED]
     conversations = prepared.loaded.data[split].select(rows)["messages"]
     found = write_and_compare(model, tokenizer, list(conversations), examples, max_new_tokens=MOST_NEW)
-    texts = load_task("editorials").data["test"]["text"][:OTHER_TEXTS]
-    other = text_losses(model, tokenizer, list(texts))
     answers = {
         "answers": [answer.text for answer in found.answers],
         "each_chrf": [round(score, 2) for score in found.chrf],
         "each_stopped": "".join(str(int(answer.stopped)) for answer in found.answers),
     }
+    return {"written": found.summary() | answers}
+
+
+def other_text(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a record keeps of a language model's grasp of text that has nothing to do with its task.
+
+    Returns
+    -------
+    dict
+        ``"other_text"``: each loss in nats of ``OTHER_TEXTS`` newspaper snippets, and their tokens.
+    """
+    texts = load_task("editorials").data["test"]["text"][:OTHER_TEXTS]
+    other = text_losses(model, tokenizer, list(texts))
     sums = [round(value, 4) for value in other.sums]
-    return {
-        "written": found.summary() | answers,
-        "other_text": {"loss": other.loss, "sums": sums, "tokens": list(other.tokens)},
-    }
+    return {"other_text": {"loss": other.loss, "sums": sums, "tokens": list(other.tokens)}}
 
 
 def prompt(
@@ -270,7 +276,12 @@ def prompt(
         splits[split] = evaluator.evaluate(model).summary(keep_predictions=True)
     final = "test" if "test" in splits else "validation"
     scores = {"scored_on": final, "scores": {"trained": splits[final]["scores"]}, "splits": splits}
-    return scores | {"shots": shots} | written(model, tokenizer, prepared, final, examples)
+    return (
+        scores
+        | {"shots": shots}
+        | written(model, tokenizer, prepared, final, examples)
+        | other_text(model, tokenizer)
+    )
 
 
 def predictions_hash(predictions: Sequence[Any]) -> str:

@@ -27,7 +27,7 @@ from lora_tutorial.data.own_file import is_text_file, task_from_file
 from lora_tutorial.data.sources import load_task
 from lora_tutorial.data.tasks import LoadedTask, Task
 from lora_tutorial.experiments.baselines import frozen_encoder_baseline, majority_baseline
-from lora_tutorial.experiments.evaluate import Evaluator, make_evaluators, written
+from lora_tutorial.experiments.evaluate import Evaluator, make_evaluators, other_text, written
 from lora_tutorial.experiments.experiment import TUTORIAL_LORA, Experiment
 from lora_tutorial.experiments.inputs import (
     Prepared,
@@ -168,7 +168,8 @@ def run_experiment(
     every_split
         Whether the trained model is scored on every split with labels instead of the final one alone.
     keep_predictions
-        Whether the record keeps each prediction, for comparisons row by row.
+        Whether the record keeps what comparisons with other runs take: each prediction, row by row, and how
+        well a language model still reads other text.
     **options
         Passed on to ``train``: ``resume``, ``progress``, ``checkpoint_every``, ``log_with``, ``cpu``,
         ``shard``. Under ``torchrun`` all processes train together, as there, and the main one writes.
@@ -215,6 +216,8 @@ def run_experiment(
     record.extra |= {"scored_on": final, "scores": scores, "splits": splits}
     if task.generative:
         record.extra |= written(model, tokenizer, prepared, final)
+        if keep_predictions:
+            record.extra |= other_text(model, tokenizer)
     if output_dir is not None and processes.is_main_process:
         record.save(Path(output_dir) / "record.json")
     processes.wait_for_everyone()

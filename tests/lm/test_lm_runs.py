@@ -65,7 +65,9 @@ def test_a_run_learns_and_its_record_says_what_was_written_and_forgotten(own_fil
 def test_the_same_seed_gives_the_same_run_and_another_another(own_file, tiny_folder):
     def losses(seed):
         experiment = Experiment(load_recipe("chat", **QUICK), own_file, str(tiny_folder), "lora", seed=seed)
-        return run_experiment(experiment, progress=False).record.steps["loss"]
+        record = run_experiment(experiment, progress=False).record
+        assert "written" in record.extra and "other_text" not in record.extra  # which is for comparisons
+        return record.steps["loss"]
 
     assert losses(0) == losses(0) != losses(1)
 
