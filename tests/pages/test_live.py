@@ -10,6 +10,7 @@ import torch
 from live_agreement import agreement, first_rows
 
 from lora_tutorial.adapters.files import stored_adapter
+from lora_tutorial.data.sources import load_task
 from lora_tutorial.data.tasks import get_task
 from lora_tutorial.pages import live
 from lora_tutorial.quant.nf4 import nf4_levels
@@ -109,6 +110,18 @@ def test_the_script_asks_nothing_of_the_network_and_holds_every_module():
     names = {path.stem for path in live_page.SOURCES.glob("*.js")}
     assert names == {*live_page.IN_WORKER, *live_page.IN_PAGE}
     assert len(script.encode()) < 60_000
+
+
+def test_what_the_commoner_answer_alone_would_score_is_so(data_folder):
+    words = (live_page.SOURCES / "examples.js").read_text(encoding="utf8")
+    always = re.findall(r'  (\w+): {\n(?:    .*\n)*?    always: \["([\w ]+)", (\d+)\]', words)
+    assert [name for name, *_ in always] == ["sst2", "mrpc", "rte"]
+    for name, answer, of100 in always:
+        about = live.describe(name)
+        rows = np.array(load_task(name, data_folder).data[about["scoredOn"]]["label"])
+        counts = np.bincount(rows, minlength=2)
+        assert round(100 * counts.max() / counts.sum()) == int(of100)
+        assert f'{about["labels"][counts.argmax()]}: "{answer}"' in words
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-// What the page says about each task, in a reader's words, and texts to begin with.
+// What the page says about each task, in a reader's words, and texts to begin with. `always` is the commoner answer, and
+// in how many of 100 of the rows that an adapter is scored on it is the right one.
 
 const TASKS = {
   sst2: {
@@ -6,6 +7,7 @@ const TASKS = {
     about: "Is this remark positive?",
     fields: ["A remark about a film"],
     labels: { negative: "bad", positive: "good" },
+    always: ["good", 51],
     examples: [
       ["A warm, funny film that I would gladly see again."],
       ["Two hours of my life that I will never get back."],
@@ -25,6 +27,7 @@ const TASKS = {
     about: "Do two sentences report the same thing?",
     fields: ["One sentence", "The other"],
     labels: { not_equivalent: "no", equivalent: "yes" },
+    always: ["yes", 66],
     examples: [
       ["The company said profits rose by eight percent in May.", "Profits were up 8 percent in May, the company said."],
       ["The company said profits rose by eight percent in May.", "The company will open two new offices in Ohio next year."],
@@ -35,6 +38,7 @@ const TASKS = {
     about: "If the first sentence is true, is the second?",
     fields: ["What is known", "Does this follow?"],
     labels: { entailment: "it follows", not_entailment: "it does not" },
+    always: ["it follows", 53],
     examples: [
       ["A woman in a red coat is walking her dog through the park.", "A woman is outside with a dog."],
       ["A woman in a red coat is walking her dog through the park.", "The park is closed today."],
@@ -66,7 +70,7 @@ const TASKS = {
 };
 
 // How good an adapter is, from its scores on rows that it was not trained on.
-function howGood({ scores, scoredOn, labels }) {
+function howGood({ scores, scoredOn }, always) {
   const of100 = share => `${Math.round(100 * share)} of 100`;
   const rows = scoredOn === "test" ? "test rows" : "validation rows";
   if ("matthews" in scores)
@@ -76,8 +80,8 @@ function howGood({ scores, scoredOn, labels }) {
     );
   if ("accuracy" in scores)
     return (
-      `Right in ${of100(scores.accuracy)} ${rows}; a coin would be in ${of100(1 / labels.length)}.` +
-      (scores.accuracy < 1 / labels.length + 0.1 ? " So it has hardly learnt the task, and its answers tell you little." : "")
+      `Right in ${of100(scores.accuracy)} ${rows}; always saying “${always[0]}” would be in ${always[1]}.` +
+      (scores.accuracy < always[1] / 100 + 0.05 ? " So it has hardly learnt the task, and its answers tell you little." : "")
     );
   if ("pearson" in scores) return `Correlation with people's ratings ${scores.pearson.toFixed(2)} on the ${rows}; 1 would be perfect.`;
   return `Finds the exact answer to ${of100(scores.exact_match / 100)} questions of the ${rows}.`;

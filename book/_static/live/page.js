@@ -72,7 +72,7 @@ class Page {
   // The chosen task's fields and examples.
   showTask() {
     const words = TASKS[this.task], { about } = this;
-    this.part("about").replaceChildren(element("strong", {}, words.about), ` ${howGood(about)}`);
+    this.part("about").replaceChildren(element("strong", {}, words.about), ` ${howGood(about, words.always)}`);
     this.part("fields").replaceChildren(
       ...words.fields.map((name, k) => {
         const area = element("textarea", { "data-text": k, rows: about.spans && k ? 7 : 2, spellcheck: "false" });
@@ -105,8 +105,8 @@ class Page {
     this.part("reset").disabled = isTrained(this.settings);
     this.part("head").hidden = on && alpha > 0;
     this.part("head").textContent = this.about.alsoTrained
-      ? "What you see now is the base with the task’s head, biases and layer norms: the update alone is off."
-      : "What you see now is the base with the task’s head, which was trained together with the update.";
+      ? "Now the base answers with the task’s head, biases and layer norms, which were trained together with the update: take it as a guess."
+      : "Now the base answers through the task’s head, which was trained to read it with the update: take it as a guess.";
     this.showPython();
   }
 

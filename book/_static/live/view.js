@@ -66,7 +66,7 @@ function drawTokens({ tokens, changed }, layer) {
 // What of the settings is not as trained, in a few words; empty where nothing is.
 function changes({ on, alpha, rank, merge, base }, about) {
   const update = on
-    ? [alpha !== 1 && `alpha ${alpha}`, rank < about.rank && `rank ${rank}`, { merged: "merged", rounded: "rounded" }[merge]]
+    ? [alpha !== 1 && (alpha ? `alpha × ${alpha}` : "alpha 0"), rank < about.rank && `rank ${rank}`, { merged: "merged", rounded: "rounded" }[merge]]
     : ["adapter off"];
   return [{ int8: "8 bits", nf4: "NF4" }[base], ...update].filter(Boolean).join(", ");
 }
