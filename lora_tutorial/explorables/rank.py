@@ -152,6 +152,7 @@ def _packed_factors(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 def good_rates(scores: Mapping[float, float], slack: float) -> tuple[float, float]:
     """The ends of the stretch of rates around the best one whose scores are at most ``slack`` below it."""
     rates, best = sorted(scores), best_rate(scores)
+    assert best is not None  # some run learnt, or there is no curve to draw
     ends = []
     for step in (-1, 1):
         place = rates.index(best)
