@@ -77,7 +77,8 @@ def test_a_question_that_names_its_choices_lets_one_choose(browser, site):
         ("01_why_low_rank", 3, ["300", "30", "3", "less than 3"]),
         ("07_merging", 0, ["none", "a handful", "a few per cent"]),
         ("09_qlora", 0, ["about 60", "120", "190 MiB"]),
-        ("09_qlora", 1, ["an error", "a warning", "nothing"]),
+        ("09_qlora", 1, ["none", "two", "five"]),
+        ("09_qlora", 2, ["an error", "a warning", "nothing"]),
         ("12_debugging_the_original", 1, None),
     ],
 )
