@@ -67,10 +67,10 @@ class FastLoraRobertaSelfAttention(LoraRobertaSelfAttention):
         factors = self.lora_query_A, self.lora_query_B, self.lora_value_A, self.lora_value_B
         if whole_gradient_pays(x, query.out_features, len(self.lora_query_A)):
             q, v = (
-                F.linear(x, torch.addmm(linear.weight, self.lora_scaling * B, A), linear.bias)
+                adapted_product(x, linear.weight, linear.bias, A, B, self.lora_scaling, None)
                 for linear, A, B in ((query, *factors[:2]), (value, *factors[2:]))
             )
-            return q, key(x), v
+            return q, F.linear(x, key.weight, key.bias), v  # no hooks here either
         frozen = (tensor for linear in (query, key, value) for tensor in (linear.weight, linear.bias))
         return _QueryKeyValue.apply(x, *frozen, *factors, self.lora_scaling, dtype)
 
