@@ -127,6 +127,7 @@ from .lora.variants import Variant as Variant
 from .lora.variants import inject_variant as inject_variant
 from .lora.variants import loraplus_groups as loraplus_groups
 from .lora.variants import pissa_to_lora as pissa_to_lora
+from .lora.variants import principal_factors as principal_factors
 from .lora.variants import variant_of as variant_of
 from .models.encoders import Encoder as Encoder
 from .models.encoders import load_encoder as load_encoder

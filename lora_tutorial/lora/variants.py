@@ -81,6 +81,17 @@ class DoraLinear(_FromLinear):
         return (y + (ratio - 1) * plain + ratio * update).to(y.dtype)
 
 
+def principal_factors(weight: Tensor, r: int, scaling: float) -> tuple[Tensor, Tensor]:
+    """PiSSA's start: A (r, in) and B (out, r), with which ``scaling * B @ A`` is the rank-r part of a weight.
+
+    PiSSA, section 3 (Meng et al. 2024, arXiv:2404.02948). The part is the sum of the r largest singular values
+    with their vectors, the best copy of ``weight`` (out, in) that has rank r.
+    """
+    U, S, Vh = torch.linalg.svd(weight, full_matrices=False)  # (out, k), (k,), (k, in)
+    root = (S[:r] / scaling).sqrt()
+    return root[:, None] * Vh[:r], U[:, :r] * root
+
+
 class PissaLinear(_FromLinear):
     """LoRA that starts at the weight's r largest singular values; what is left of the weight is frozen.
 
@@ -105,11 +116,10 @@ class PissaLinear(_FromLinear):
             )
         super().add_lora(config)
         weight = self.weight.detach().to(self.lora_A.dtype)
-        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)  # (out, k), (k,), (k, in)
-        root = (S[: config.r] / self.scaling).sqrt()
+        lora_A, lora_B = principal_factors(weight, config.r, self.scaling)
         with torch.no_grad():
-            self.lora_B.copy_(U[:, : config.r] * root)
-            self.lora_A.copy_(root[:, None] * Vh[: config.r])
+            self.lora_A.copy_(lora_A)
+            self.lora_B.copy_(lora_B)
             residual = (weight - self.lora_delta()).to(self.weight.dtype)
         self.weight = nn.Parameter(residual, requires_grad=False)
         self.register_buffer("start_A", self.lora_A.detach().clone(), persistent=False)
@@ -175,6 +185,15 @@ def pissa_to_lora(model: nn.Module, base: nn.Module) -> nn.Module:
     return base
 
 
+def _check_rates(lr: float, ratio: float, weight_decay: float) -> None:
+    """Raise ``ValueError`` for a rate, a ratio or a decay that no optimiser could use."""
+    for name, value, good in (("lr", lr, lr > 0), ("ratio", ratio, ratio > 0)):
+        if not good or not math.isfinite(value):
+            raise ValueError(f"{name} must be above 0 and finite; got {value!r}.")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must be at least 0; got {weight_decay!r}.")
+
+
 def loraplus_groups(model: nn.Module, lr: float, ratio: float = 16.0, weight_decay: float = 0.0) -> Groups:
     """Groups of parameters in which ``lora_B`` learns ``ratio`` times as fast as ``lora_A``.
 
@@ -196,11 +215,7 @@ def loraplus_groups(model: nn.Module, lr: float, ratio: float = 16.0, weight_dec
         For any optimiser of torch: three groups with ``params``, ``lr`` and ``weight_decay``, less those that
         would be empty. Every trainable parameter is in one.
     """
-    for name, value, good in (("lr", lr, lr > 0), ("ratio", ratio, ratio > 0)):
-        if not good or not math.isfinite(value):
-            raise ValueError(f"{name} must be above 0 and finite; got {value!r}.")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0; got {weight_decay!r}.")
+    _check_rates(lr, ratio, weight_decay)
     second = {id(pair[1]) for _, m in lora_modules(model) for pair in m.lora_factors().values()}
     trained = [p for p in model.parameters() if p.requires_grad]
     if not any(id(p) in second for p in trained):

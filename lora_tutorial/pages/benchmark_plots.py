@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -169,7 +170,10 @@ def run_curves(records: Iterable[RunRecord]) -> Figure:
 
 
 def search_curves(
-    curves: Mapping[str, Mapping[float, float]], titles: Mapping[str, str], ylabel: str
+    curves: Mapping[str, Mapping[float, float]],
+    titles: Mapping[str, str],
+    ylabel: str,
+    colours: Mapping[str, str] | None = None,
 ) -> Figure:
     """Draw each arm's held-out score against its learning rate, on a log axis; a ring marks the best.
 
@@ -181,12 +185,16 @@ def search_curves(
         An arm's name on the page; arms that are not in it are left out.
     ylabel
         What the score is.
+    colours
+        An arm's colour, for instance from ``ROLES``. The other arms take what is left of the cycle.
     """
     fig, axis = plt.subplots(figsize=(6.8, 3.9))
+    fixed = colours or {}
+    rest = cycle([colour for colour in CYCLE if colour not in fixed.values()] or CYCLE)
     ends = []
-    for place, (arm, title) in enumerate(titles.items()):
+    for arm, title in titles.items():
         scores = {rate: score for rate, score in curves[arm].items() if math.isfinite(score)}
-        colour = CYCLE[place % len(CYCLE)]
+        colour = fixed.get(arm) or next(rest)
         axis.plot(list(scores), list(scores.values()), "o-", color=colour, markersize=4, linewidth=1.6)
         best = best_rate(scores)
         if best is None:  # every run diverged

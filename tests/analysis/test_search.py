@@ -5,6 +5,7 @@ import pytest
 
 from lora_tutorial.analysis.search import chosen_runs, mean_interval, rate_curves
 from lora_tutorial.pages.benchmark_plots import forest, search_curves
+from lora_tutorial.pages.style import CYCLE
 from lora_tutorial.training.records import RunRecord
 
 
@@ -70,6 +71,9 @@ def test_the_figures_show_every_arm_and_every_row():
     assert [text.get_text() for text in axis.texts] == ["first", "second"]
     rings = [line for line in axis.lines if line.get_fillstyle() == "none"]
     assert [tuple(ring.get_xydata()[0]) for ring in rings] == [(2e-3, 0.8), (1e-3, 0.5)]
+    (axis,) = search_curves(curves, {"a": "first", "b": "second"}, "accuracy", {"b": CYCLE[0]}).axes
+    colours = [text.get_color() for text in axis.texts]
+    assert colours == [CYCLE[1], CYCLE[0]], "an arm kept its colour, and another did not take it"
     figure = forest({"one": (1.0, 0.5, 1.5), "two": (-0.2, -0.4, 0.1)}, "gap", zero=True)
     (axis,) = figure.axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two"]
