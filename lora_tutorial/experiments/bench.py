@@ -163,7 +163,7 @@ class Bench:
             record.extra |= {"trained_bytes": len(file), "trained_sha256": hashlib.sha256(file).hexdigest()}
             record.extra |= self._skill(result.model.model)
             atomic_write_bytes(folder / TRAINED, file)
-            if e.method.startswith("lora") and e.bits is None:
+            if e.method.startswith("lora") and e.bits is None and e.variant != "pissa":  # no base has these
                 save_run_adapter(result, folder / "adapter")
                 record.extra["adapter_sha256"] = sha256_of(folder / "adapter" / "adapter.safetensors")
         except Exception as error:  # whatever it is, the rest of the grid can still run

@@ -39,13 +39,13 @@ from lora_tutorial.experiments.inputs import (
 )
 from lora_tutorial.lm.basics import check_chrf
 from lora_tutorial.lm.instructions import is_conversation_file, task_from_conversations
-from lora_tutorial.lm.models import build_lm, load_lm_tokenizer
+from lora_tutorial.lm.models import build_lm, load_lm, load_lm_tokenizer
 from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
 from lora_tutorial.lora.inject import freeze_parameters_except_lora_and_bias, matching_modules
 from lora_tutorial.lora.merge import factor_names
 from lora_tutorial.lora.parameters import parameters_hash
 from lora_tutorial.lora.variants import VARIANTS
-from lora_tutorial.models.encoders import load_tokenizer
+from lora_tutorial.models.encoders import load_encoder, load_tokenizer
 from lora_tutorial.models.fast_roberta import use_fast_attention
 from lora_tutorial.models.roberta import LoraWrapperRoberta
 from lora_tutorial.quant.inject import inject_into_base
@@ -203,7 +203,7 @@ def run_experiment(
         recipe,
         output_dir,
         experiment.seed,
-        config=describe(experiment, prepared.data_sha256, encoder_hash(_base_of(model))),
+        config=describe(experiment, prepared.data_sha256, _base_sha256(experiment, task, model)),
         scorer=evaluators[watched],
         groups=VARIANTS[experiment.variant].groups if experiment.variant == "loraplus" else None,
         **options,
@@ -250,6 +250,14 @@ def _tokenizer_of(encoder: str, task: Task) -> PreTrainedTokenizerBase:
 def _base_of(model: Any) -> nn.Module:
     """What the adapters are in: the wrapper's encoder, or a language model itself."""
     return model.model if isinstance(model, LoraWrapperRoberta) else model
+
+
+def _base_sha256(experiment: Experiment, task: Task, model: Any) -> str:
+    """The hash of the base that a run began with; PiSSA's layers hold what is left of theirs."""
+    if experiment.variant != "pissa":
+        return encoder_hash(_base_of(model))
+    load = load_lm if task.generative else load_encoder
+    return base_hash(load(experiment.encoder).model, experiment.bits)
 
 
 def _model_of(experiment: Experiment, task: Task) -> Any:

@@ -84,8 +84,8 @@ class DoraLinear(_FromLinear):
 def principal_factors(weight: Tensor, r: int, scaling: float) -> tuple[Tensor, Tensor]:
     """PiSSA's start: A (r, in) and B (out, r), with which ``scaling * B @ A`` is the rank-r part of a weight.
 
-    PiSSA, section 3 (Meng et al. 2024, arXiv:2404.02948). The part is the sum of the r largest singular values
-    with their vectors, the best copy of ``weight`` (out, in) that has rank r.
+    PiSSA, section 3 (Meng et al. 2024, arXiv:2404.02948). The part is the sum of the r largest singular
+    values with their vectors, the best copy of ``weight`` (out, in) that has rank r.
     """
     U, S, Vh = torch.linalg.svd(weight, full_matrices=False)  # (out, k), (k,), (k, in)
     root = (S[:r] / scaling).sqrt()

@@ -91,9 +91,9 @@ def test_a_records_adapter_gives_its_score_and_its_predictions(plan, go, tmp_pat
         assert split["scores"]["pearson"] == pytest.approx(pearson, abs=1e-3)
 
 
-@pytest.mark.parametrize("bits", [None, 4])
-def test_finished_runs_are_skipped_and_left_as_they_are(plan, go, tmp_path, updates, bits):
-    arm = {"bits": bits}  # in four bits the base is another, and so is its hash
+# in four bits the base is another, and PiSSA takes its base apart: the hash is still that of what was given
+@pytest.mark.parametrize("arm", [{}, {"bits": 4}, {"variant": "pissa"}], ids=["plain", "four bits", "pissa"])
+def test_finished_runs_are_skipped_and_left_as_they_are(plan, go, tmp_path, updates, arm):
     go(plan(arm=arm))
     (path,) = (tmp_path / "results").iterdir()
     before, done = path.read_bytes(), len(updates)
