@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from spectra import seeds
 from torch import Tensor
+from updates import trained_model
 
 from lora_tutorial.data.sources import load_task
 from lora_tutorial.experiments.evaluate import RowEvaluator
 from lora_tutorial.experiments.inputs import tokenize_rows
-from lora_tutorial.experiments.run import TRAINED, build_model
-from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.inject import disable_lora
 from lora_tutorial.lora.merge import lora_modules, merge_lora, unload_lora
 from lora_tutorial.models.encoders import load_tokenizer, quiet
@@ -52,7 +50,7 @@ def main() -> None:
         for name, record in runs:
             for way, model in merged(name, record):
                 answer(way, model)
-            trained = load(name, record, bits=4)
+            trained = trained_model(name, record)
             with disable_lora(trained):
                 answer("update switched off", trained)
             for key, values in rounding(dequantize_linears(trained)).items():
@@ -71,25 +69,12 @@ def test_rows(record: RunRecord) -> tuple[RowEvaluator, str]:
     return RowEvaluator(loaded.task.metric, rows, tokenizer), split
 
 
-def load(name: str, record: RunRecord, bits: int | None) -> Any:
-    """A run's model as it was trained, or its adapter and head on the base before it was rounded."""
-    config = record.config
-    lora, task = LoraConfig.from_dict(config["lora"]), load_task(config["task"]).task
-    options = {"bits": bits, "pooling": config["pooling"]}
-    model = build_model(task, "lora", config["encoder"], record.seed, lora, **options)
-    with safe_open(HERE.parent / "runs" / name / TRAINED, framework="pt") as stored:
-        saved = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - no mapping
-    if strange := model.load_state_dict(saved, strict=False).unexpected_keys:
-        raise SystemExit(f"{name} holds what this model has not: {strange}.")
-    return model.eval()
-
-
 def merged(name: str, record: RunRecord) -> Iterator[tuple[str, Any]]:
-    """The trained model, and what each way to merge makes of it."""
-    yield "not merged", load(name, record, bits=4)
-    yield "dequantised base", merge_lora(dequantize_linears(load(name, record, bits=4)))
-    yield "original base", merge_lora(load(name, record, bits=None))
-    plain = unload_lora(merge_lora(dequantize_linears(load(name, record, bits=4))))
+    """The trained model, and what each way to merge makes of it; one of them takes the base unrounded."""
+    yield "not merged", trained_model(name, record)
+    yield "dequantised base", merge_lora(dequantize_linears(trained_model(name, record)))
+    yield "original base", merge_lora(trained_model(name, record, bits=None))
+    plain = unload_lora(merge_lora(dequantize_linears(trained_model(name, record))))
     keep_codes(quantize_linears(plain.model))
     yield "quantised again", plain
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from updates import linears, merged, tuned_model
+from updates import linears, merged, trained_model
 
 from lora_tutorial.analysis.search import chosen_runs
 from lora_tutorial.analysis.subspaces import (
@@ -89,7 +89,7 @@ def seeds(arm: str, grid: str) -> list[tuple[str, RunRecord]]:
 
 def weights(name: str, record: RunRecord) -> Weights:
     """The linear layers' weights after a run."""
-    return merged(name) if record.config["method"] == "lora" else linears(tuned_model(name, record).model)
+    return merged(name) if record.config["method"] == "lora" else linears(trained_model(name, record).model)
 
 
 def one_matrix(before: Tensor, updates: dict[str, list[Tensor]], tuned: dict[str, list[Tensor]]) -> Any:

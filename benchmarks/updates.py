@@ -30,6 +30,7 @@ from lora_tutorial.data.sources import load_task
 from lora_tutorial.experiments.evaluate import RowEvaluator
 from lora_tutorial.experiments.inputs import tokenize_rows
 from lora_tutorial.experiments.run import TRAINED, build_model
+from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.merge import merge_lora
 from lora_tutorial.models.encoders import load_encoder, load_tokenizer, quiet
 from lora_tutorial.storage.files import atomic_write_bytes
@@ -53,7 +54,7 @@ def main(names: list[str]) -> None:
     with quiet():
         encoder = load_encoder(full.config["encoder"]).model
         before = linears(encoder)
-        tuned = tuned_model(names[0], full)
+        tuned = trained_model(names[0], full)
         after = linears(tuned.model)
         found = scores_by_rank(tuned, before, after, full)
         weights = {name: after if name == names[0] else merged(name) for name in names}
@@ -89,11 +90,14 @@ def linears(encoder: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def tuned_model(name: str, record: RunRecord) -> Any:
-    """The model that a run of method ``full`` left."""
-    config = record.config
+def trained_model(name: str, record: RunRecord, **changed: Any) -> Any:
+    """The model that a run left; ``changed`` takes another value for something of its configuration."""
+    config = record.config | changed
+    options = {"bits": config["bits"], "pooling": config["pooling"]}
+    if config["lora"]:
+        options["lora"] = LoraConfig.from_dict(config["lora"])
     task = load_task(config["task"]).task
-    model = build_model(task, "full", config["encoder"], record.seed, pooling=config["pooling"])
+    model = build_model(task, config["method"], config["encoder"], record.seed, **options)
     with safe_open(HERE.parent / "runs" / name / TRAINED, framework="pt") as stored:
         saved = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - no mapping
     if strange := model.load_state_dict(saved, strict=False).unexpected_keys:
