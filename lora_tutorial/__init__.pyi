@@ -17,6 +17,7 @@ from .analysis import costs as costs
 from .analysis.compare import Comparison as Comparison
 from .analysis.compare import bootstrap as bootstrap
 from .analysis.compare import compare as compare
+from .analysis.compare import compare_on_average as compare_on_average
 from .analysis.compare import interval as interval
 from .analysis.compare import mcnemar as mcnemar
 from .analysis.compare import verdict as verdict

@@ -81,11 +81,19 @@ def interval(
     return 100 * float(np.mean([score_of(record, split) for record in records])), float(low), float(high)
 
 
-def average(comparisons: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Comparison:
-    """The same for the mean over tasks, from each task's draws for both arms (see `bootstrap`)."""
-    drawn = np.mean([first - second for first, second in comparisons.values()], axis=0)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Comparison(float(drawn.mean()), float(low), float(high), verdict(low, high))
+def compare_on_average(
+    tasks: Mapping[str, tuple[Sequence[RunRecord], Sequence[RunRecord]]],
+    split: str = "validation",
+    seed: int = 0,
+) -> Comparison:
+    """The same for the mean over tasks, from each task's records of both arms; rows are drawn task by task."""
+    points = [compare(first, second, split).difference for first, second in tasks.values()]
+    drawn = [
+        bootstrap(first, split, seed + place) - bootstrap(second, split, seed + place)
+        for place, (first, second) in enumerate(tasks.values())
+    ]
+    low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
+    return Comparison(float(np.mean(points)), float(low), float(high), verdict(low, high))
 
 
 def bootstrap(records: Sequence[RunRecord], split: str = "validation", seed: int = 0) -> np.ndarray:

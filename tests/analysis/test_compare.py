@@ -6,7 +6,14 @@ from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 from lora_tutorial.analysis import compare as module
-from lora_tutorial.analysis.compare import average, bootstrap, compare, interval, mcnemar, verdict
+from lora_tutorial.analysis.compare import (
+    bootstrap,
+    compare,
+    compare_on_average,
+    interval,
+    mcnemar,
+    verdict,
+)
 from lora_tutorial.training.records import RunRecord
 
 
@@ -103,15 +110,15 @@ def test_the_interval_holds_the_spread_of_seeds():
 
 
 def test_an_average_over_tasks_is_narrower_than_each():
-    draws = {}
+    tasks = {}
     for seed in range(4):
         gold, guessed = rows("accuracy", seed=seed)
         other = rows("accuracy", seed=seed + 50)[1]
-        pair = record("accuracy", gold, guessed), record("accuracy", gold, other, "b")
-        draws[str(seed)] = tuple(bootstrap([r], seed=seed) for r in pair)
-    one = average({"0": draws["0"]})
-    every = average(draws)
-    assert every.high - every.low < 0.7 * (one.high - one.low)
+        tasks[str(seed)] = [record("accuracy", gold, guessed)], [record("accuracy", gold, other, "b")]
+    one, every = compare_on_average({"0": tasks["0"]}), compare_on_average(tasks)
+    assert one == compare(*tasks["0"]), "of one task it is the task's own"
+    assert every.difference == pytest.approx(np.mean([compare(*pair).difference for pair in tasks.values()]))
+    assert every.high - every.low < 0.7 * (one.high - one.low), "the same rows of every task were drawn"
 
 
 @pytest.mark.parametrize(
