@@ -86,7 +86,7 @@ def compare_on_average(
     split: str = "validation",
     seed: int = 0,
 ) -> Comparison:
-    """The same for the mean over tasks, from each task's records of both arms; rows are drawn task by task."""
+    """The same for the mean over tasks, from the records of both arms; rows are drawn task by task."""
     points = [compare(first, second, split).difference for first, second in tasks.values()]
     drawn = [
         bootstrap(first, split, seed + place) - bootstrap(second, split, seed + place)
