@@ -82,7 +82,7 @@ class Bench:
     def data_of(self, job: Job) -> Prepared:
         """A task's rows and tokens, made when first trained on, and once."""
         e, recipe = job.experiment, job.experiment.recipe
-        key = f"{e.task} {recipe.max_examples} {recipe.max_length} {e.held_out}"
+        key = f"{e.task} {recipe.max_examples} {recipe.max_length} {e.held_out} {e.scored}"
         if key not in self._data:
             prepared = prepare(e)
             if "validation" not in prepared.loaded.data:

@@ -46,6 +46,8 @@ class Experiment:
     only
         For method ``"full"``: names of linear layers, as in ``target_modules``. Then of the encoder their
         weights alone train, as large as they are; without names, everything does.
+    scored
+        At most so many rows of each validation and test set are scored, see `fewer_scored`; 0 for all.
     """
 
     recipe: Recipe
@@ -63,6 +65,7 @@ class Experiment:
     held_out: float = 0.0
     arm: str = ""
     only: tuple[str, ...] = ()
+    scored: int = 0
 
     def __post_init__(self) -> None:
         if self.bits not in (None, 4):
@@ -72,6 +75,8 @@ class Experiment:
                 f"only={self.only!r} must be a list of layers' names, for method 'full'; to place adapters "
                 "use target_modules."
             )
+        if self.scored < 0:
+            raise ValueError(f"scored={self.scored!r}: give a number of rows, or 0 for all of them.")
         if (self.recipe.start_from is None) != (self.start is None):
             raise ValueError(
                 f"The recipe starts from {self.recipe.start_from!r} and start={self.start!r}: a run needs "

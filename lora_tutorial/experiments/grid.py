@@ -120,6 +120,8 @@ class Grid:
     similarity
         Validation rows of STS-B, which must be at hand, on which each record says what became of the
         encoder's skill at `sentence_similarity`; 0 for none.
+    scored
+        At most so many rows of each validation and test set are scored, the same for all runs; 0 for all.
 
     Raises
     ------
@@ -137,6 +139,7 @@ class Grid:
     search: Search | None = None
     of_task: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     similarity: int = 0
+    scored: int = 0
 
     def __post_init__(self) -> None:
         for name, values in (("tasks", self.tasks), ("seeds", self.seeds), ("arms", self.names)):
@@ -410,5 +413,6 @@ def _job(
         grid.search.held_out if grid.search else 0.0,
         arm.name,
         arm.only,
+        grid.scored,
     )
     return Job(f"{name}-seed{seed}", arm, experiment, start)

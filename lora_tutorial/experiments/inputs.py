@@ -64,6 +64,22 @@ def hold_out(loaded: LoadedTask, recipe: Recipe, share: float) -> LoadedTask:
     return LoadedTask(loaded.task, DatasetDict({**loaded.data, "train": kept, HELD_OUT: held}))
 
 
+def fewer_scored(loaded: LoadedTask, most: int) -> LoadedTask:
+    """Leave at most ``most`` rows of every split but the training set, drawn, and the same for every run.
+
+    Of SQuAD's, whole articles are drawn until there are as many questions; so there may be a few more.
+    """
+    data = dict(loaded.data)
+    for split, rows in data.items():
+        if split == "train" or len(rows) <= most:
+            continue
+        if loaded.task.extractive:
+            data[split] = split_by_article(rows, most / len(rows), HOLD_OUT_SEED)[1]
+        else:
+            data[split] = rows.shuffle(seed=HOLD_OUT_SEED).select(range(most))
+    return LoadedTask(loaded.task, DatasetDict(data))
+
+
 def tokenize_rows(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> DatasetDict:
     """Cut the training set to the recipe's ``max_examples``, the same rows for every seed, and tokenise.
 

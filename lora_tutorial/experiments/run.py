@@ -32,6 +32,7 @@ from lora_tutorial.experiments.experiment import TUTORIAL_LORA, Experiment
 from lora_tutorial.experiments.inputs import (
     Prepared,
     data_hash,
+    fewer_scored,
     hold_out,
     make_loaders,
     tokenize_rows,
@@ -232,12 +233,16 @@ def prepare(experiment: Experiment) -> Prepared:
         loaded = task_from_file(experiment.task)
     else:
         loaded = load_task(experiment.task, experiment.source)
-    return prepare_rows(loaded, experiment.encoder, experiment.recipe, experiment.held_out)
+    return prepare_rows(loaded, experiment.encoder, experiment.recipe, experiment.held_out, experiment.scored)
 
 
-def prepare_rows(loaded: LoadedTask, encoder: str, recipe: Recipe, held_out: float = 0.0) -> Prepared:
+def prepare_rows(
+    loaded: LoadedTask, encoder: str, recipe: Recipe, held_out: float = 0.0, scored: int = 0
+) -> Prepared:
     """The same for rows that are loaded already."""
     digest = data_hash(loaded.data)
+    if scored:
+        loaded = fewer_scored(loaded, scored)
     if held_out:
         loaded = hold_out(loaded, recipe, held_out)
     return Prepared(loaded, tokenize_rows(loaded, _tokenizer_of(encoder, loaded.task), recipe), digest)
@@ -331,7 +336,7 @@ def start_from(model: LoraWrapperRoberta, folder: Path) -> None:
 def describe(experiment: Experiment, data_sha256: str, base_sha256: str) -> dict[str, Any]:
     """The configuration that a record keeps: names without this machine's paths, and two hashes."""
     e, folder = experiment, os.path.isdir(experiment.encoder)
-    given = {"arm": e.arm, "only": list(e.only)}
+    given = {"arm": e.arm, "only": list(e.only), "scored": e.scored}
     return {name: value for name, value in given.items() if value} | {
         "task": Path(e.task).stem if is_text_file(e.task) else e.task,
         "source": Path(e.source).name,

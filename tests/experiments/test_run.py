@@ -22,7 +22,7 @@ from lora_tutorial.experiments import run
 from lora_tutorial.experiments.baselines import encode_splits, linear_probe, majority_baseline
 from lora_tutorial.experiments.evaluate import RowEvaluator, make_evaluators, predictions_hash
 from lora_tutorial.experiments.experiment import Experiment
-from lora_tutorial.experiments.inputs import data_hash, hold_out, make_loaders, tokenize_rows
+from lora_tutorial.experiments.inputs import data_hash, fewer_scored, hold_out, make_loaders, tokenize_rows
 from lora_tutorial.experiments.run import (
     TRAINED,
     build_model,
@@ -212,6 +212,30 @@ def test_the_held_out_rows_are_a_share_of_those_a_run_would_train_on(data):
     assert hold_out(loaded, recipe, 0.2).data["held_out"]["sentence"] == parts["held_out"]["sentence"]
     with pytest.raises(ValueError, match="held_out=1 is not a share"):
         hold_out(loaded, recipe, 1)
+
+
+def test_fewer_rows_are_scored_where_that_is_asked_and_all_of_them_train(data, encoder):
+    loaded = load_task("sst2", data)
+    some = fewer_scored(loaded, 10).data
+    assert some["train"]["sentence"] == loaded.data["train"]["sentence"]
+    assert len(set(some["validation"]["sentence"])) == 10 < len(loaded.data["validation"])
+    assert set(some["validation"]["sentence"]) < set(loaded.data["validation"]["sentence"])
+    assert fewer_scored(loaded, 10).data["validation"]["sentence"] == some["validation"]["sentence"]
+    assert len(fewer_scored(loaded, 1000).data["validation"]) == len(loaded.data["validation"])
+    planned = Experiment(load_recipe("cpu", **BRIEF), "sst2", encoder, "head", str(data), scored=10)
+    record = run_experiment(planned, every_split=True, **QUIET).record
+    assert record.extra["splits"]["validation"]["rows"] == 10 and record.config["scored"] == 10
+    with pytest.raises(ValueError, match="scored=-1: give a number of rows, or 0"):
+        dataclasses.replace(planned, scored=-1)
+
+
+def test_of_questions_whole_articles_are_scored(questions):
+    loaded = load_task("squad_v2-articles", questions)
+    rows = loaded.data["train"]
+    some = fewer_scored(loaded._replace(data={"validation": rows}), len(rows) // 2).data["validation"]
+    left = set(rows["title"]) - set(some["title"])
+    assert left and len(rows) // 2 <= len(some) < len(rows)
+    assert len(some) == sum(title not in left for title in rows["title"]), "of an article all or nothing"
 
 
 def test_the_training_rows_are_the_recipes_draw_whatever_the_seed(data, encoder):
