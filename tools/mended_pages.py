@@ -3,6 +3,8 @@
 Docutils gives the bibliography's entries the role doc-biblioentry, which ARIA has withdrawn; what has it is
 no item of a list, and a screen reader does not count it. sphinx_exercise gives the body of every exercise on
 a page the same id, and that of every solution. In the corner of a table pandas leaves a heading without text.
+And a number stays on the line of its unit. Pages without a number of
+their own would count figures and exercises on from one to the next; each begins at one.
 """
 
 from __future__ import annotations
@@ -15,15 +17,52 @@ MENDED = {
     ' id="exercise-content"': "",
     ' id="solution-content"': "",
 }
+#: What is no text, and text that is shown as it was typed.
+AS_IT_IS = re.compile(r"(<(pre|code|script|style|svg|math)\b.*?</\2>|<[^>]+>)", re.DOTALL)
+UNIT = re.compile(
+    r"(?<=\d) (?=(?:%|[kMGT]?i?B|ms|s|h|px|bits?|points?)(?!\w))|(?<=\d) (?=× ?\d)|(?<=\d ×) (?=\d)"
+)
+CAPTION = re.compile(r'(<span class="caption-number">(Figure|Exercise) )(\d+)(?= ?</span>)')
+SOLUTION = re.compile(r"Solution to(<a [^>]*>) ")
+NAMED = r'<span class="std std-(?:numref|ref)">|Solution to <a [^>]*>'
+REFERENCE = re.compile(rf"((?:{NAMED})(Figure|Exercise) )(\d+)(?=[ <])")
 EMPTY_HEADING = re.compile(r"<th((?: [^>]*)?)>\s*(?:<p>\s*</p>)?\s*</th>")
+
+
+def with_units(body: str) -> str:
+    """A page's body with a space that does not break between a number and its unit, and in 768 × 768."""
+    parts, end = [], 0
+    for other in AS_IT_IS.finditer(body):
+        parts += [UNIT.sub("\u00a0", body[end : other.start()]), other.group()]
+        end = other.end()
+    return "".join([*parts, UNIT.sub("\u00a0", body[end:])])
+
+
+def numbered_anew(body: str) -> str:
+    """Figures and exercises of a page counted from one, and what names them on the page with them."""
+    kinds: dict[str, dict[str, int]] = {}
+    for caption in CAPTION.finditer(body):
+        numbers = kinds.setdefault(caption[2], {})
+        numbers.setdefault(caption[3], len(numbers) + 1)
+
+    def anew(found: re.Match[str]) -> str:
+        return found[1] + str(kinds.get(found[2], {}).get(found[3], found[3]))
+
+    return REFERENCE.sub(anew, CAPTION.sub(anew, body))
+
+
+def mended(body: str) -> str:
+    """A page's body without what is named above."""
+    for wrong, right in MENDED.items():
+        body = body.replace(wrong, right)
+    body = EMPTY_HEADING.sub(r"<td\1></td>", body)
+    return numbered_anew(with_units(SOLUTION.sub(r"Solution to \1", body)))
 
 
 def mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Rewrite a page's body."""
     if "body" in context:
-        for wrong, right in MENDED.items():
-            context["body"] = context["body"].replace(wrong, right)
-        context["body"] = EMPTY_HEADING.sub(r"<td\1></td>", context["body"])
+        context["body"] = mended(context["body"])
 
 
 def setup(app: Any) -> dict[str, bool]:

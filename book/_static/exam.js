@@ -19,6 +19,7 @@ document.addEventListener("DOMContentLoaded", () => {
   first.closest("section").before(board);
   const links = checks.map((check, place) => {
     check.id = `question-${place + 1}`;
+    check.querySelector("legend, p, label").prepend(`${place + 1}. `);
     const item = document.createElement("li"), link = document.createElement("a");
     Object.assign(link, { href: `#${check.id}`, textContent: place + 1 });
     item.append(link);

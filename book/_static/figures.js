@@ -1,5 +1,5 @@
-// On a narrow screen a figure takes the whole width, and at least 0.9 pixels for a point of its text (0.45 of the width
-// of a file of pixels). What is then too wide scrolls sideways in a box of its own, which Tab reaches as well.
+// On a narrow screen a figure takes the whole width, where that leaves 0.78 pixels for a point of its text; else it gets
+// 0.9 (0.45 of the width of a file of pixels), and scrolls sideways in a box of its own, which Tab reaches as well.
 addEventListener("load", () => {
   const narrow = matchMedia("screen and (max-width: 576px)");
   const drawings = document.querySelectorAll(".bd-article :is(.cell_output, .cell_output > figure) > :is(img, svg.drawn)");
@@ -14,7 +14,7 @@ addEventListener("load", () => {
   const fit = () => {
     for (const box of boxes) {
       box.classList.toggle("phone-figure", narrow.matches);
-      const drawing = box.firstChild, width = legible(drawing), wide = narrow.matches && width > box.clientWidth;
+      const drawing = box.firstChild, width = legible(drawing), wide = narrow.matches && width > 1.15 * box.clientWidth;
       drawing.style.width = wide ? `${width}px` : narrow.matches ? "100%" : "";
       for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", "Figure, scrolls sideways"]])
         wide ? box.setAttribute(name, value) : box.removeAttribute(name);

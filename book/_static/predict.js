@@ -13,22 +13,31 @@ document.addEventListener("DOMContentLoaded", () => {
     remove: key => { try { localStorage.removeItem(key); } catch { /* nothing was kept */ } },
   };
 
-  // The answer: the rest of the section, to its first part, the next question or an exercise. A later cell tells it too.
+  // The answer: the rest of the section, to its first part or an exercise. A later cell tells it too, and a later
+  // question may build on it.
   const answerOf = box => {
     const found = [];
     for (let next = box.nextElementSibling; next; next = next.nextElementSibling) {
-      if (next.matches("section, .predict, .exercise, .solution")) break;
+      if (next.matches("section, .exercise, .solution")) break;
       found.push(next);
     }
     return found;
   };
 
   // The choices that a single question names after its colon: "about 0.1, 0.5 or 0.9?"
+  // "About 1, 2 or 4 GB": what stands before the first number and behind the last is said of all of them.
+  const whole = choices => {
+    const before = /^about /i.exec(choices[0])?.[0] ?? "", numbers = choices.map(choice => choice.replace(/^about /i, ""));
+    const behind = /^[\d.,]+(\s.+)$/.exec(numbers.at(-1))?.[1] ?? "", bare = numbers.slice(0, -1).every(number => /^[\d.,]+$/.test(number));
+    const same = numbers.every(number => /^\d/.test(number)) ? before : "";
+    return choices.map((choice, k) => (same ? same + numbers[k] : choice) + (bare && k < choices.length - 1 ? behind : ""));
+  };
+
   const choicesIn = box => {
-    const paragraph = box.querySelector("p:last-child"), text = paragraph?.textContent.trim() ?? "";
+    const paragraph = box.querySelector("p:last-child"), text = paragraph?.textContent.trim().replaceAll("\u00a0", " ") ?? "";
     const named = /^[^?]*: ([^:?.]*(?:\.\d[^:?.]*)*)\?$/.exec(text);
     if (!named || paragraph.querySelector(".math")) return [];
-    const choices = named[1].split(/,\s+or\s+|,\s+|\s+or\s+/);
+    const choices = whole(named[1].split(/,\s+or\s+|,\s+|\s+or\s+/));
     return choices.length > 1 && choices.every(choice => choice.length < 60) ? choices : [];
   };
 

@@ -47,7 +47,7 @@ class Experiment:
         For method ``"full"``: names of linear layers, as in ``target_modules``. Then of the encoder their
         weights alone train, as large as they are; without names, everything does.
     scored
-        At most so many rows of each validation and test set are scored, see `fewer_scored`; 0 for all.
+        At most so many rows of each validation and test set are scored, the same for all runs; 0 for all.
     """
 
     recipe: Recipe

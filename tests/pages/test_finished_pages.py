@@ -10,7 +10,7 @@ from book_pages import listed_pages
 from bs4 import BeautifulSoup
 from finished_pages import DESCRIPTION, add_card, fewer_icons, size_of, with_sizes
 from glossary_cards import mentions
-from mended_pages import mend
+from mended_pages import mend, mended
 from pybtex.database import Entry, Person
 from rules import BOOK
 
@@ -200,3 +200,25 @@ def test_each_link_to_a_term_has_a_card(soup, html_folder):
 
 def test_the_glossary_card_is_plain_text():
     assert (BOOK / "_static" / "terms.js").read_text().count("innerHTML") == 0
+
+
+def test_a_number_keeps_its_unit_on_its_line_and_code_stays_as_it_is():
+    page = mended(
+        "<p>about 12 % of 40 MB, 768 × 768</p><code>12 % 5</code><pre>40 MB\n</pre><p>2 sentences</p>"
+    )
+    assert "12\u00a0% of 40\u00a0MB, 768\u00a0×\u00a0768" in page
+    assert "<code>12 % 5</code><pre>40 MB\n</pre><p>2 sentences</p>" in page
+
+
+def test_a_page_without_a_number_counts_its_figures_and_exercises_from_one():
+    caption = '<span class="caption-number">{} </span>'
+    title = '<p>Solution to<a class="reference internal" href="#ex"> Exercise 8 (Predict)</a></p>'
+    reference = '<span class="std std-numref">Figure 5</span>'
+    page = mended(
+        "".join(map(caption.format, ("Figure 5", "Figure 6", "Exercise 8", "Figure 2.1"))) + reference + title
+    )
+    assert [
+        caption.format(name) in page for name in ("Figure 1", "Figure 2", "Exercise 1", "Figure 2.1")
+    ] == [True] * 4
+    assert '<span class="std std-numref">Figure 1</span>' in page
+    assert 'Solution to <a class="reference internal" href="#ex">Exercise 1 (Predict)</a>' in page
