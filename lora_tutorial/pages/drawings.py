@@ -319,7 +319,7 @@ def variant_schemes() -> Figure:
         ("rsLoRA", "$W_0$", root, starts, "the scale"),
         ("LoRA+", "$W_0$", r, starts, "the rate of $B$"),
         ("DoRA", "$W_0$", r, starts, "the form: unit rows, times $m$"),
-        ("PiSSA", "$W_0 - sBA$", r, ("", ""), "the start: $W_0$'s largest part"),
+        ("PiSSA", "$W_0 - sB_0A_0$", r, ("", ""), "the start: $W_0$'s largest part"),
     )
     for place, (title, frozen, scale, (of_B, of_A), change) in enumerate(schemes):
         left, middle = 10 * (place % 3), 3.4 + 6.9 * (place // 3)
