@@ -204,9 +204,10 @@ def test_the_glossary_card_is_plain_text():
 
 def test_a_number_keeps_its_unit_on_its_line_and_code_stays_as_it_is():
     page = mended(
-        "<p>about 12 % of 40 MB, 768 × 768</p><code>12 % 5</code><pre>40 MB\n</pre><p>2 sentences</p>"
+        "<p>about 12 % of 40 MB, 768 × 768, [−0.1, 2.5], [1, a]</p>"
+        "<code>12 % 5</code><pre>40 MB\n</pre><p>2 sentences</p>"
     )
-    assert "12\u00a0% of 40\u00a0MB, 768\u00a0×\u00a0768" in page
+    assert "12\u00a0% of 40\u00a0MB, 768\u00a0×\u00a0768, [−0.1,\u00a02.5], [1, a]" in page
     assert "<code>12 % 5</code><pre>40 MB\n</pre><p>2 sentences</p>" in page
 
 
