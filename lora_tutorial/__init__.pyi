@@ -28,11 +28,6 @@ from .analysis.published import GLUE as GLUE
 from .analysis.published import PUBLISHED_GLUE as PUBLISHED_GLUE
 from .analysis.published import PUBLISHED_SQUAD as PUBLISHED_SQUAD
 from .analysis.published import WNLI_COUNTS as WNLI_COUNTS
-from .analysis.scoreboard import Cell as Cell
-from .analysis.scoreboard import beside_published as beside_published
-from .analysis.scoreboard import collect as collect
-from .analysis.scoreboard import gap as gap
-from .analysis.scoreboard import shared_facts as shared_facts
 from .analysis.search import chosen_runs as chosen_runs
 from .analysis.search import mean_interval as mean_interval
 from .analysis.search import rate_curves as rate_curves
@@ -144,9 +139,6 @@ from .pages import drawings as drawings
 from .pages import plots as plots
 from .pages.benchmark_plots import STYLES as STYLES
 from .pages.benchmark_plots import forest as forest
-from .pages.benchmark_plots import learning_curves as learning_curves
-from .pages.benchmark_plots import run_curves as run_curves
-from .pages.benchmark_plots import score_against_parameters as score_against_parameters
 from .pages.benchmark_plots import search_curves as search_curves
 from .pages.cost_plots import memory_split as memory_split
 from .pages.cost_plots import own_costs as own_costs

@@ -7,7 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from lora_tutorial.analysis.compare import DRAWS
+from lora_tutorial.training.recipes import with_defaults
 from lora_tutorial.training.records import RunRecord, best_rate, held_out_score
+
+# What the seeds of one arm have in common beside the recipe; without it their mean is of no one thing.
+_MUST_AGREE = ("task", "encoder", "method", "lora_rank", "lora_alpha", "head", "data_sha256", "base_sha256")
 
 
 def rate_curves(records: Iterable[RunRecord]) -> dict[str, dict[float, float]]:
@@ -30,6 +34,11 @@ def chosen_runs(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
 
     An arm that trains nothing has its only run, and one whose every rate diverged is left out. The records
     are one task's.
+
+    Raises
+    ------
+    ValueError
+        If the runs of an arm differ in more than the seed, or two of them have the same one.
     """
     records = sorted(records, key=lambda record: record.seed)
     curves = rate_curves(records)
@@ -39,7 +48,20 @@ def chosen_runs(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
         arm = record.config["arm"]
         if arm not in best or record.recipe["learning_rate"] == best[arm]:
             chosen.setdefault(arm, []).append(record)
+    for arm, runs in chosen.items():
+        if len({_settings(record) for record in runs}) > 1:
+            raise ValueError(
+                f"The runs of {arm!r} are of different configurations, so their seeds do not belong "
+                "together; give the records of one."
+            )
+        if len({record.seed for record in runs}) < len(runs):
+            raise ValueError(f"Two runs of {arm!r} have the same seed; give each once.")
     return chosen
+
+
+def _settings(record: RunRecord) -> str:
+    recipe = sorted(with_defaults(record.recipe).items())
+    return repr([record.config.get(name) for name in _MUST_AGREE] + recipe)
 
 
 def mean_interval(values: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float, float]:

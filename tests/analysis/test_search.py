@@ -1,10 +1,12 @@
 """A search's curve, the runs at the rate it chose, and intervals of what each row has."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from lora_tutorial.analysis.search import chosen_runs, mean_interval, rate_curves
-from lora_tutorial.pages.benchmark_plots import forest, search_curves
+from lora_tutorial.pages.benchmark_plots import forest, search_curves, spread_apart
 from lora_tutorial.pages.style import CYCLE
 from lora_tutorial.training.records import RunRecord
 
@@ -50,6 +52,34 @@ def test_the_chosen_runs_are_all_seeds_at_the_best_rate_the_lowest_of_equals():
     assert len(chosen["base"]) == 1 and chosen.keys() == {"a", "b", "base"}, "every rate of c diverged"
 
 
+def other(record, seed=1, **changes):
+    """The record under another seed, with some of its recipe or configuration changed."""
+    config = {key: changes.pop(key) for key in tuple(changes) if key in ("data_sha256", "lora_rank")}
+    recipe = {**record.recipe, **changes}
+    return dataclasses.replace(record, seed=seed, recipe=recipe, config={**record.config, **config})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data_sha256": "another"}, "different configurations"),
+        ({"lora_rank": 4}, "different configurations"),
+        ({"epochs": 10}, "different configurations"),
+        ({"attention_dropout": 0.0}, "different configurations"),
+        ({"seed": 0}, "'a' have the same seed"),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_refused(changes, said):
+    one = run("a", 1e-3, 0.7)
+    with pytest.raises(ValueError, match=said):
+        chosen_runs([one, run("b", 1e-3, 0.5), other(one, **changes)])
+
+
+def test_a_recipe_field_that_an_older_record_lacks_is_as_none():
+    one = run("a", 1e-3, 0.7)
+    assert len(chosen_runs([one, other(one, attention_dropout=None)])["a"]) == 2
+
+
 def test_an_interval_holds_the_rows_and_the_seeds_spread():
     draw = np.random.default_rng(1)
     rows = draw.normal(size=(1, 100))
@@ -78,3 +108,12 @@ def test_the_figures_show_every_arm_and_every_row():
     (axis,) = figure.axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two"]
     assert [text.get_text() for text in axis.texts] == ["1.00", "-0.20"]
+
+
+def test_labels_keep_their_distance_and_their_order():
+    assert spread_apart([50, 10, 30], 5) == [50, 10, 30]
+    assert spread_apart([30, 30], 4) == [28, 32]
+    placed = spread_apart([84, 86, 80, 20], 5)
+    assert placed[3] == 20 and sum(placed[:3]) == pytest.approx(250)
+    assert sorted(placed) == [placed[3], placed[2], placed[0], placed[1]]
+    assert min(b - a for a, b in zip(sorted(placed), sorted(placed)[1:], strict=False)) >= 5 - 1e-9
