@@ -137,7 +137,6 @@ from .models.roberta import WrapperOptions as WrapperOptions
 from .models.roberta import classification_loss as classification_loss
 from .pages import drawings as drawings
 from .pages import plots as plots
-from .pages.benchmark_plots import STYLES as STYLES
 from .pages.benchmark_plots import forest as forest
 from .pages.benchmark_plots import search_curves as search_curves
 from .pages.cost_plots import memory_split as memory_split
