@@ -319,14 +319,15 @@ def variant_schemes() -> Figure:
         ("rsLoRA", "$W_0$", root, starts, "the scale"),
         ("LoRA+", "$W_0$", r, starts, "the rate of $B$"),
         ("DoRA", "$W_0$", r, starts, "the form: unit rows, times $m$"),
-        ("PiSSA", "$W_0 - sB_0A_0$", r, ("", ""), "the start: $W_0$'s largest part"),
+        ("PiSSA", "$W_0 - sB_0A_0$", r, ("$B_0$", "$A_0$"), "the start: $W_0$'s largest part"),
     )
     for place, (title, frozen, scale, (of_B, of_A), change) in enumerate(schemes):
         left, middle = 10 * (place % 3), 3.4 + 6.9 * (place // 3)
         axis.text(left + 1.2, middle - 2.8, title, va="center", fontsize=11, weight="bold")
         _box(axis, (left + 1.2, middle - 1.3, 2.9, 2.6), _FROZEN, frozen, 11 if place < 4 else 8)
         for x, sign in ((4.7, "+"), (5.6, scale)):
-            axis.text(left + x, middle, sign, ha="center", va="center", fontsize=13)
+            colour = _LORA if sign == root else AXIS
+            axis.text(left + x, middle, sign, ha="center", va="center", fontsize=13, color=colour)
         _box(axis, (left + 6.3, middle - 1.3, 0.6, 2.6), _LORA, "$B$", 9)
         _box(axis, (left + 7.1, middle - 0.3, 2.3, 0.6), _LORA, "$A$", 9)
         axis.text(left + 6.6, middle - 1.75, of_B, ha="center", va="center", fontsize=8.5)
