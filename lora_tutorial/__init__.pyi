@@ -116,6 +116,7 @@ from .lora.merge import unmerge_lora as unmerge_lora
 from .lora.parameters import count_parameters as count_parameters
 from .lora.parameters import parameters_hash as parameters_hash
 from .lora.parameters import print_trainable_parameters as print_trainable_parameters
+from .lora.shared import linears_together as linears_together
 from .lora.variants import VARIANTS as VARIANTS
 from .lora.variants import DoraLinear as DoraLinear
 from .lora.variants import PissaLinear as PissaLinear
@@ -129,6 +130,7 @@ from .models.encoders import Encoder as Encoder
 from .models.encoders import load_encoder as load_encoder
 from .models.encoders import load_tokenizer as load_tokenizer
 from .models.encoders import parameter_table as parameter_table
+from .models.fast_llama import use_fast_blocks as use_fast_blocks
 from .models.fast_roberta import use_fast_attention as use_fast_attention
 from .models.minilm import minilm_folder as minilm_folder
 from .models.roberta import LoraRobertaSelfAttention as LoraRobertaSelfAttention

@@ -119,8 +119,9 @@ class Setting:
         left_out = {"head", "bitfit"} if self.layer_sizes or self.model == "smollm2" else set()
         if self.lora_dropout and self.phase == "train":
             left_out |= {"materialised", "fused"}  # which know no dropout
-        if self.targets != "query-value" or self.model == "smollm2":
-            left_out.add("fused")  # RoBERTa's query, key and value in one, adapting the first and the last
+        by_hand = self.targets == "query-value" and self.model != "smollm2"
+        if self.layer_sizes or (self.phase == "infer" and not by_hand):
+            left_out.add("fused")  # layers that share an input; without gradients they are called one by one
         if self.precision == "nf4":
             left_out |= set(names) - set(PACKED)
         half = (HALF,) if self.precision in ("bf16", "nf4") else ()

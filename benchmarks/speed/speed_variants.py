@@ -22,6 +22,7 @@ from lora_tutorial.lora.inject import find_targets, inject_lora
 from lora_tutorial.lora.layers import LoraLinear, lora_delta
 from lora_tutorial.lora.merge import lora_modules, merge_lora
 from lora_tutorial.models.encoders import load_encoder
+from lora_tutorial.models.fast_llama import use_fast_blocks
 from lora_tutorial.models.fast_roberta import use_fast_attention
 from lora_tutorial.models.roberta import LoraRobertaSelfAttention
 from lora_tutorial.quant.linear4bit import LoraLinear4bit, keep_codes, linears_4bit, quantize_linears
@@ -217,6 +218,9 @@ def _ours(kind: type[LoraLinear]) -> Callable[[nn.Module, Bench], nn.Module]:
 
 @torch.no_grad()
 def _fused(model: nn.Module, bench: Bench) -> nn.Module:
+    """What `train` takes: the attention written by hand, or the blocks whose layers share an input."""
+    if bench.setting.targets == "all-linear" or bench.setting.model == "smollm2":
+        return use_fast_blocks(use_fast_attention(_ours(FastLoraLinear)(model, bench)))
     for name in [n for n in bench.names if n.endswith(".query")]:
         place = name.removesuffix(".query")
         attention = LoraRobertaSelfAttention.from_attention(

@@ -18,6 +18,7 @@ from lora_tutorial.lm.basics import is_language_model
 from lora_tutorial.lm.gguf import Gguf, read_gguf
 from lora_tutorial.lora.config import ALL_LINEAR, LoraConfig
 from lora_tutorial.models.encoders import Origin, quiet
+from lora_tutorial.models.fast_llama import use_fast_blocks
 from lora_tutorial.quant.inject import inject_into_base
 from lora_tutorial.storage import downloads, files, hub
 
@@ -299,6 +300,7 @@ def build_lm(
     if bits and method == "full":
         raise ValueError("Weights in 4 bits do not train: take method='lora', or leave bits out.")
     model = load_lm(name).model
+    model.config.use_cache = False  # a training step has no use for it; `generate` makes its own
     if bits:
         from lora_tutorial.quant.linear4bit import quantize_linears  # needs bitsandbytes
 
@@ -310,4 +312,4 @@ def build_lm(
         targets = tuple({"query": "q_proj", "value": "v_proj"}.get(target, target) for target in targets)
     torch.manual_seed(seed)
     config = dataclasses.replace(lora, target_modules=targets)
-    return inject_into_base(model, config, variant)
+    return use_fast_blocks(inject_into_base(model, config, variant))

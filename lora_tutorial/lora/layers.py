@@ -168,6 +168,15 @@ class LoraModule(nn.Module, ABC):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class SharingBlock(nn.Module):
+    """A block that computes those of its layers that read one input together, see `linears_together`.
+
+    Made by giving a block of ``original`` this class; `unload_lora` gives it back its own.
+    """
+
+    original: type[Any]
+
+
 class LoraLinear(LoraModule, nn.Linear):
     """``nn.Linear`` plus a low-rank path: ``y = x W' + b + scaling * x A' B'`` (LoRA paper, equation 3).
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from lora_tutorial.lora.layers import LoraModule
+from lora_tutorial.lora.layers import LoraModule, SharingBlock
 
 
 def lora_modules(model: nn.Module) -> Iterator[tuple[str, LoraModule]]:
@@ -60,6 +60,9 @@ def unload_lora(model: nn.Module) -> nn.Module:
     for name, module in list(lora_modules(model)):
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, module.plain())
+    for block in model.modules():
+        if isinstance(block, SharingBlock):
+            block.__class__ = block.original
     if hasattr(model, "lora_config"):
         del model.lora_config
     return model

@@ -1,26 +1,52 @@
-"""`LoraRobertaSelfAttention` as it trains: query, key and value of one input in one function."""
+"""RoBERTa's self-attention as it trains: query, key and value of one input in one function."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.roberta.modeling_roberta import eager_attention_forward
+from transformers.models.roberta.modeling_roberta import RobertaSelfAttention, eager_attention_forward
 
-from lora_tutorial.lora.fast import (
-    adapted_product,
-    gather,
-    in_working_precision,
-    project,
-    sum_pays,
-    whole_gradient_pays,
-)
-from lora_tutorial.lora.merge import lora_modules
+from lora_tutorial.lora.fast import FastLoraLinear, adapted_product, in_working_precision, whole_gradient_pays
+from lora_tutorial.lora.layers import SharingBlock
+from lora_tutorial.lora.shared import Part, linears_together, products_together
 from lora_tutorial.models.roberta import LoraRobertaSelfAttention
+
+
+def attend(
+    attention: RobertaSelfAttention, projections: tuple[Tensor, ...], mask: Tensor | None, **kwargs: object
+) -> tuple[Tensor, Tensor | None]:
+    """From query, key and value, each (batch, tokens, hidden), to the mixture, of the same shape."""
+    batch, tokens, _ = projections[0].shape
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention.config._attn_implementation, eager_attention_forward
+    )
+    # each (batch, tokens, hidden) -> (batch, heads, tokens, head size)
+    heads = (y.view(batch, tokens, attention.num_attention_heads, -1).transpose(1, 2) for y in projections)
+    mixed, weights = interface(
+        attention, *heads, mask, dropout=attention.dropout.p, scaling=attention.scaling, **kwargs
+    )
+    return mixed.reshape(batch, tokens, -1).contiguous(), weights  # (batch, tokens, hidden)
+
+
+class FastRobertaSelfAttention(SharingBlock, RobertaSelfAttention):
+    """``RobertaSelfAttention`` whose injected layers are computed together, see `linears_together`.
+
+    `use_fast_attention` makes it. Names, parameters and answers in ``eval()`` are those of the original.
+    """
+
+    original = RobertaSelfAttention
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend over ``hidden_states`` (batch, tokens, hidden) with the configured implementation."""
+        cached = any(kwargs.get(name) is not None for name in ("cache", "past_key_values"))
+        if not self.training or args or cached:
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        projections = linears_together(hidden_states, (self.query, self.key, self.value))
+        return attend(self, projections, attention_mask, **kwargs)
 
 
 class FastLoraRobertaSelfAttention(LoraRobertaSelfAttention):
@@ -46,20 +72,10 @@ class FastLoraRobertaSelfAttention(LoraRobertaSelfAttention):
             return super().forward(hidden_states, attention_mask, **kwargs)
         batch, tokens, hidden = hidden_states.shape
         x, dtype = in_working_precision(hidden_states, self.query.weight)
-        mixed, weights = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )(
-            self,
-            *(
-                y.view(batch, tokens, self.num_attention_heads, -1).transpose(1, 2)
-                for y in self._projections(x.reshape(-1, hidden), dtype)  # (batch * tokens, hidden)
-            ),  # each (batch * tokens, hidden) -> (batch, heads, tokens, head size)
-            attention_mask,
-            dropout=self.dropout.p,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return mixed.reshape(batch, tokens, -1).contiguous(), weights  # (batch, tokens, hidden)
+        projections = self._projections(x.reshape(-1, hidden), dtype)  # (batch * tokens, hidden) of each
+        return attend(
+            self, tuple(y.view(batch, tokens, -1) for y in projections), attention_mask, **kwargs
+        )  # (batch * tokens, hidden) -> (batch, tokens, hidden)
 
     def _projections(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Query, key and value of ``x`` (tokens, in), each (tokens, hidden)."""
@@ -71,82 +87,24 @@ class FastLoraRobertaSelfAttention(LoraRobertaSelfAttention):
                 for linear, A, B in ((query, *factors[:2]), (value, *factors[2:]))
             )
             return q, F.linear(x, key.weight, key.bias), v  # no hooks here either
-        frozen = (tensor for linear in (query, key, value) for tensor in (linear.weight, linear.bias))
-        return _QueryKeyValue.apply(x, *frozen, *factors, self.lora_scaling, dtype)
+        parts = (
+            Part(query.weight, query.bias, *factors[:2], self.lora_scaling),
+            Part(key.weight, key.bias),
+            Part(value.weight, value.bias, *factors[2:], self.lora_scaling),
+        )
+        return products_together(x, parts, dtype)
 
 
 def use_fast_attention(model: nn.Module) -> nn.Module:
-    """Let every `LoraRobertaSelfAttention` of ``model`` compute as the fast form does. In place."""
-    for _, module in lora_modules(model):
+    """Let every self-attention of ``model`` that has adapters compute as its fast form does. In place.
+
+    That is `LoraRobertaSelfAttention`, and ``RobertaSelfAttention`` with a `FastLoraLinear` inside.
+    """
+    for module in model.modules():
         if type(module) is LoraRobertaSelfAttention:
             module.__class__ = FastLoraRobertaSelfAttention
+        elif type(module) is RobertaSelfAttention and any(
+            isinstance(part, FastLoraLinear) for part in module.children()
+        ):
+            module.__class__ = FastRobertaSelfAttention
     return model
-
-
-class _QueryKeyValue(torch.autograd.Function):
-    """Three linear layers with frozen weights on one ``x`` (tokens, in), the outer two adapted.
-
-    The biases may train. ``A`` below is lora_A of query and of value, one on the other, (2r, in).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        query: Tensor,
-        query_bias: Tensor,
-        key: Tensor,
-        key_bias: Tensor,
-        value: Tensor,
-        value_bias: Tensor,
-        query_A: Tensor,
-        query_B: Tensor,
-        value_A: Tensor,
-        value_B: Tensor,
-        scaling: float,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        A = torch.cat([query_A, value_A]).to(dtype)
-        h = project(x, A)  # (tokens, 2r)
-        halves = (None, None) if sum_pays(x) else h.chunk(2, dim=1)
-
-        def adapted(W: Tensor, b: Tensor, A: Tensor, B: Tensor, h: Tensor | None) -> Tensor:
-            return adapted_product(x, W.to(dtype), b.to(dtype), A, B.to(dtype), scaling, h)
-
-        q = adapted(query, query_bias, A[: len(query_A)], query_B, halves[0])
-        k = F.linear(x, key.to(dtype), key_bias.to(dtype))
-        v = adapted(value, value_bias, A[len(query_A) :], value_B, halves[1])
-        ctx.save_for_backward(x, query, key, value, query_A, query_B, value_A, value_B, h)
-        ctx.scaling = scaling
-        return q, k, v
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_q: Tensor, of_k: Tensor, of_v: Tensor) -> tuple[Tensor | None, ...]:
-        x, query, key, value, query_A, query_B, value_A, value_B, h = ctx.saved_tensors
-        dtype, wants = of_q.dtype, ctx.needs_input_grad
-        thin = [project(g, (ctx.scaling * B).to(dtype).T) for g, B in ((of_q, query_B), (of_v, value_B))]
-        of_h = torch.cat(thin, dim=1)  # (tokens, 2r)
-        of_x = None
-        if wants[0]:
-            of_x = of_q @ query.to(dtype)  # (tokens, in)
-            of_x.addmm_(of_k, key.to(dtype)).addmm_(of_v, value.to(dtype))
-            of_x.addmm_(of_h, torch.cat([query_A, value_A]).to(dtype))
-        of_query_A, of_value_A = gather(of_h, x).chunk(2)  # (2r, in) -> twice (r, in)
-        of_query, of_value = (ctx.scaling * h).chunk(2, dim=1)  # (tokens, 2r) -> twice (tokens, r)
-        biases = [g.sum(0) if w else None for g, w in zip((of_q, of_k, of_v), wants[2:7:2], strict=True)]
-        return (
-            of_x,
-            None,
-            biases[0],
-            None,
-            biases[1],
-            None,
-            biases[2],
-            of_query_A,
-            gather(of_query, of_q).T,  # (r, out) -> (out, r)
-            of_value_A,
-            gather(of_value, of_v).T,
-            None,
-            None,
-        )

@@ -44,6 +44,7 @@ from lora_tutorial import (
     inject_variant,
     keep_codes,
     use_fast_attention,
+    use_fast_blocks,
 )
 from lora_tutorial.lora.merge import factor_names
 from lora_tutorial.models.fast_roberta import FastLoraRobertaSelfAttention
@@ -191,6 +192,11 @@ KINDS = {
     "lora": Kind(made_by(LoraLinear), on=ALL, loads_as=FastLoraLinear),
     "dropout": Kind(inject_lora, FastLoraLinear, settings={"lora_dropout": 0.3, "init": "gaussian"}),
     "fast": Kind(inject_lora, FastLoraLinear, on=ALL),
+    "fast together": Kind(
+        lambda model, config: use_fast_blocks(use_fast_attention(inject_lora(model, config))),
+        FastLoraLinear,
+        on=("roberta", "llama", "llama, tied"),
+    ),
     "rslora": Kind(
         variant("rslora"), FastLoraLinear, settings={"use_rslora": True}, peft={"use_rslora": True}
     ),
