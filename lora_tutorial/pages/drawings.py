@@ -257,13 +257,10 @@ def quantized_layer() -> Figure:
 
 
 def copies_and_shards() -> Figure:
-    """Draw what two processes hold and send: a copy of the model in each, or a half of each weight."""
+    """Draw what two processes hold: a copy of the model in each, or a half of each weight."""
     fig, axis = _canvas(20, 9.4, (6.8, 3.2))
-    sides = (
-        (0.2, "copies (DDP)", 1.0, ["gradients of", "A and B"], "once a step", _LORA),
-        (10.8, "shards (FSDP2)", 0.5, ["halves of", "every layer"], "twice a step", _FROZEN),
-    )
-    for left, title, share, sent, times, colour in sides:
+    sides = (0.2, "copies (DDP)", 1.0), (10.8, "shards (FSDP2)", 0.5)
+    for left, title, share in sides:
         axis.text(left + 4.5, 0.4, title, ha="center", va="center", fontsize=11, weight="bold")
         for place, number in ((left, 0), (left + 6.4, 1)):
             axis.text(place + 1.3, 1.4, f"process {number}", ha="center", va="center", fontsize=9)
@@ -275,9 +272,8 @@ def copies_and_shards() -> Figure:
         middle = left + 4.5
         arrow(axis, (middle, 4.9), (left + 6.3, 4.9))
         arrow(axis, (middle, 4.9), (left + 2.7, 4.9))
-        for line, text in enumerate(sent):
-            axis.text(middle, 3.4 + 0.8 * line, text, ha="center", va="center", fontsize=8.5, color=colour)
-        axis.text(middle, 5.6, times, ha="center", va="center", fontsize=8.5, color=colour)
+        axis.text(middle, 4.1, "?", ha="center", va="center", fontsize=16, color=AXIS)
+        axis.text(middle, 5.5, "in each step", ha="center", va="center", fontsize=8.5, color=AXIS)
         batch = "rows 1 to 4", "rows 5 to 8"
         for place, rows in zip((left, left + 6.4), batch, strict=True):
             axis.text(place + 1.3, 8.5, rows, ha="center", va="center", fontsize=8.5)
