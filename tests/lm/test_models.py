@@ -11,10 +11,12 @@ import pytest
 import torch
 from hub_server import Hub, Repository
 from tiny_llama import make_tiny_lm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from lora_tutorial.lm.models import LM_LORA, build_lm, load_lm, load_lm_tokenizer, smollm2_target
 from lora_tutorial.lora.config import LoraConfig
 from lora_tutorial.lora.merge import lora_modules
+from lora_tutorial.models.fast_llama import FastLlamaAttention, FastLlamaMLP
 
 
 def ids(tokenizer, text):
@@ -202,3 +204,12 @@ def test_on_a_4_bit_base_the_output_embedding_stays_whole_and_tied(smollm2):
     assert model.lm_head.weight.dtype == torch.float32 and type(model.lm_head) is torch.nn.Linear
     rounded = [m for m in model.modules() if type(m).__name__.endswith("inear4bit")]
     assert len(rounded) == 7 * 30, "every linear layer of thirty blocks, and no other"
+
+
+def test_what_trains_shares_its_inputs_and_fills_no_cache(tiny_folder):
+    model = build_lm(tiny_folder).train()
+    kinds = {type(module) for module in model.modules()}
+    assert kinds >= {FastLlamaAttention, FastLlamaMLP} and not kinds & {LlamaAttention, LlamaMLP}
+    ids = torch.tensor([[5, 6, 7]])
+    assert model(input_ids=ids).cache is None, "keys and values of every layer were kept"
+    assert load_lm(tiny_folder).model(input_ids=ids).cache is not None, "as transformers does if not told"
