@@ -12,7 +12,7 @@ FORMAT = 1
 
 
 def speed_records(
-    kind: str = "times", folder: str | Path | None = None, **wanted: object
+    kind: str = "times", folder: str | Path | None = None, sitting: str = "", **wanted: object
 ) -> list[dict[str, Any]]:
     """The records that ``benchmarks/speed`` has stored, in order of file name.
 
@@ -23,6 +23,8 @@ def speed_records(
     folder
         Where to look; by default ``benchmarks/results/speed`` of the repository, or the copy that an
         installed package carries.
+    sitting
+        A folder inside it: ``"first-sitting"`` has what was timed once more later.
     **wanted
         What the setting must be: ``model="minilm", r=8``.
 
@@ -33,7 +35,7 @@ def speed_records(
     ValueError
         If a file is of another format.
     """
-    folder = Path(folder) if folder else bundled_folder("records") / "speed"
+    folder = (Path(folder) if folder else bundled_folder("records") / "speed") / sitting
     found = []
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -95,8 +95,8 @@ def build_model(
     seed
         Set before head and adapters are drawn.
     lora, variant, bits, only
-        As for `Experiment`. Plain LoRA on query and value is the attention written by hand, in the form that
-        trains fast (`use_fast_attention`); anything else is injected.
+        As for `Experiment`. Plain LoRA on query and value is the attention written by hand; anything else is
+        injected. Both compute as their fast form does (`use_fast_attention`).
     **options
         Further options of `LoraWrapperRoberta`, such as ``head`` and ``pooling``.
 

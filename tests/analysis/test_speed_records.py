@@ -174,8 +174,9 @@ def test_which_variants_a_setting_has():
     assert Setting().variants == TRAINING and Setting(phase="infer").variants == INFERENCE
     layer = Setting(model="linear-8-6", targets="all-linear", lora_dropout=0.1)
     assert set(TRAINING) - set(layer.variants) == {"head", "bitfit", "materialised", "fused"}
-    assert set(TRAINING) - set(Setting(targets="all-linear").variants) == {"fused"}
-    assert set(TRAINING) - set(Setting(model="smollm2").variants) == {"head", "bitfit", "fused"}
+    assert Setting(targets="all-linear").variants == TRAINING, "layers that share an input"
+    assert set(INFERENCE) - set(Setting(targets="all-linear", phase="infer").variants) == {"fused"}
+    assert set(TRAINING) - set(Setting(model="smollm2").variants) == {"head", "bitfit"}
     assert set(Setting(precision="bf16").variants) == {*TRAINING, "peft-half"}
     assert Setting(precision="nf4").variants == ("floor", "teaching", "peft", "peft-half")
     assert Setting(precision="nf4", phase="infer").variants == ("base", "teaching", "peft", "peft-half")
@@ -218,6 +219,10 @@ def test_records_are_found_by_setting_and_refused_in_another_format(tmp_path):
         speed.save(tmp_path / f"r{r}.json", "times", Setting(r=r), {"variants": []})
     assert [r["setting"]["r"] for r in speed_records(folder=tmp_path)] == [4, 8]
     assert [r["setting"]["r"] for r in speed_records(folder=tmp_path, r=8, device="cpu")] == [8]
+    (tmp_path / "earlier").mkdir()
+    speed.save(tmp_path / "earlier" / "r2.json", "times", Setting(r=2), {"variants": []})
+    assert [r["setting"]["r"] for r in speed_records(folder=tmp_path, sitting="earlier")] == [2]
+    assert len(speed_records(folder=tmp_path)) == 2, "of another sitting only when asked"
     with pytest.raises(FileNotFoundError, match=r"memory for r=8"):
         speed_records("memory", tmp_path, r=8)
     (tmp_path / "r4.json").write_text('{"format": 0}')
