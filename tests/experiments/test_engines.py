@@ -89,6 +89,29 @@ def test_four_workers_leave_what_one_process_does_through_kill_9(tmp_path, data,
     assert str(os.getpid()) not in {worker for _, _, worker in steps}
 
 
+def _has_slurm():
+    try:
+        asked = subprocess.run(
+            ["sinfo", "--noheader", "--format=%a"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return asked.returncode == 0 and "up" in asked.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _has_slurm(), reason="no Slurm answers here (sinfo)")
+def test_slurm_leaves_what_one_process_does(plan, tmp_path):
+    """Two jobs of one array; each asks for one core, and the machines must see this folder."""
+    options = {"progress": False, "cpu": True, "checkpoint_every": 1}
+    two = plan(seeds=(0, 1))
+    engine = "slurm:timeout_min=10,cpus_per_task=1"
+    run_grid(two, tmp_path / "r", tmp_path / "w", lambda line: None, engine, **options)
+    run_grid(two, tmp_path / "alone/r", tmp_path / "alone/w", lambda line: None, **options)
+    assert len(results(tmp_path / "r")) == 2 and list((tmp_path / "w").rglob("*_submission.sh"))
+    assert results(tmp_path / "r") == results(tmp_path / "alone" / "r")
+
+
 @pytest.mark.slow
 def test_a_run_that_loses_every_worker_is_recorded_as_failed(plan, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "TRIES", 2)
