@@ -178,6 +178,7 @@ def test_no_more_jobs_run_than_there_are_workers_and_what_others_hold_counts(pla
 
 def test_an_engines_words(monkeypatch, tmp_path):
     assert read_engine("local:4") == Engine("local", 4, {})
+    monkeypatch.setattr(grid.shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match="needs sbatch, and this machine has none"):
         read_engine("slurm")
     monkeypatch.setattr(grid.shutil, "which", lambda name: f"/usr/bin/{name}")
