@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ def linears_together(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ..
         return tuple(layer(x) for layer in layers)
     parts = [
         Part(layer.weight, layer.bias, layer.lora_A, layer.lora_B, layer.scaling)
-        if isinstance(layer, FastLoraLinear) and layer.lora_active
+        if _adapts(layer)
         else Part(layer.weight, layer.bias)
         for layer in layers
     ]
@@ -68,11 +68,15 @@ def _go_together(x: Tensor, layers: Sequence[nn.Linear]) -> bool:
         return False
     if len({layer.weight.dtype for layer in layers}) > 1:
         return False
-    adapted = [layer for layer in layers if isinstance(layer, FastLoraLinear) and layer.lora_active]
+    adapted = [layer for layer in layers if _adapts(layer)]
     return bool(adapted) and not any(
         layer.lora_dropout.p or whole_gradient_pays(x, layer.out_features, len(layer.lora_A))
         for layer in adapted
     )
+
+
+def _adapts(layer: nn.Linear) -> TypeGuard[FastLoraLinear]:
+    return isinstance(layer, FastLoraLinear) and layer.lora_active
 
 
 def _is_bare(layer: nn.Linear) -> bool:

@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import (
 from lora_tutorial.lora.fast import FastLoraLinear
 from lora_tutorial.lora.layers import SharingBlock
 from lora_tutorial.lora.shared import linears_together
+from lora_tutorial.models.fast_roberta import has_cache
 
 
 class FastLlamaAttention(SharingBlock, LlamaAttention):
@@ -32,8 +33,7 @@ class FastLlamaAttention(SharingBlock, LlamaAttention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend over ``hidden_states`` (batch, tokens, hidden) with the configured implementation."""
-        cached = any(kwargs.get(name) is not None for name in ("cache", "past_key_values"))
-        if not self.training or args or cached or position_embeddings is None:
+        if not self.training or args or has_cache(kwargs) or position_embeddings is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, *args, **kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name not in ("cache", "past_key_values")}
         batch, tokens, _ = hidden_states.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +14,11 @@ from lora_tutorial.lora.fast import FastLoraLinear, adapted_product, in_working_
 from lora_tutorial.lora.layers import SharingBlock
 from lora_tutorial.lora.shared import Part, linears_together, products_together
 from lora_tutorial.models.roberta import LoraRobertaSelfAttention
+
+
+def has_cache(kwargs: Mapping[str, object]) -> bool:
+    """Whether an attention is called with a cache, by either of the names that transformers has for it."""
+    return any(kwargs.get(name) is not None for name in ("cache", "past_key_values"))
 
 
 def attend(
@@ -42,8 +49,7 @@ class FastRobertaSelfAttention(SharingBlock, RobertaSelfAttention):
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor | None]:
         """Attend over ``hidden_states`` (batch, tokens, hidden) with the configured implementation."""
-        cached = any(kwargs.get(name) is not None for name in ("cache", "past_key_values"))
-        if not self.training or args or cached:
+        if not self.training or args or has_cache(kwargs):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         projections = linears_together(hidden_states, (self.query, self.key, self.value))
         return attend(self, projections, attention_mask, **kwargs)
