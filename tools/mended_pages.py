@@ -3,7 +3,9 @@
 Docutils gives the bibliography's entries the role doc-biblioentry, which ARIA has withdrawn; what has it is
 no item of a list, and a screen reader does not count it. sphinx_exercise gives the body of every exercise on
 a page the same id, and that of every solution. In the corner of a table pandas leaves a heading without text.
-And a number stays on the line of its unit. Pages without a number of
+And a number stays on the line of its unit, and of its interval. Where
+the rows of a table have a name, pandas gives it a line of its own; it moves up into the corner. A column of
+words is set from the left. Pages without a number of
 their own would count figures and exercises on from one to the next; each begins at one.
 """
 
@@ -21,12 +23,22 @@ MENDED = {
 AS_IT_IS = re.compile(r"(<(pre|code|script|style|svg|math)\b.*?</\2>|<[^>]+>)", re.DOTALL)
 UNIT = re.compile(
     r"(?<=\d) (?=(?:%|[kMGT]?i?B|ms|s|h|px|bits?|points?)(?!\w))|(?<=\d) (?=× ?\d)|(?<=\d ×) (?=\d)"
+    r"|(?<=\b\w) (?== [−\d])|(?<=\b\w =) (?=[−\d])"
 )
-INTERVAL = re.compile(r"(\[[−+-]?[\d.]+,) (?=[−+-]?[\d.]+\])")
+INTERVAL = re.compile(r"(?<=\d) (?=\[[−+-]?[\d.]+,)|(?<=,) (?=[−+-]?[\d.]+\])")
 CAPTION = re.compile(r'(<span class="caption-number">(Figure|Exercise) )(\d+)(?= ?</span>)')
 SOLUTION = re.compile(r"Solution to(<a [^>]*>) ")
 NAMED = r'<span class="std std-(?:numref|ref)">|Solution to <a [^>]*>'
 REFERENCE = re.compile(rf"((?:{NAMED})(Figure|Exercise) )(\d+)(?=[ <])")
+TABLE = re.compile(r'(?<=class="dataframe">).*?(?=</table>)', re.DOTALL)
+ROW = re.compile(r"<tr\b.*?</tr>", re.DOTALL)
+CELL = re.compile(r"<(th|td)\b[^>]*>(.*?)</\1>", re.DOTALL)
+TAG = re.compile(r"<[^>]*>")
+#: A heading whose corner is empty, and below it a line with nothing but the name of the rows.
+NAME_BELOW = re.compile(
+    r"<th></th>(?P<heading>(?:\s*<th>[^<]*</th>)+\s*</tr>)\s*<tr>\s*<th>(?P<name>[^<]+)</th>"
+    r"(?:\s*<th></th>)+\s*</tr>(?=\s*</thead>)"
+)
 EMPTY_HEADING = re.compile(r"<th((?: [^>]*)?)>\s*(?:<p>\s*</p>)?\s*</th>")
 
 
@@ -34,7 +46,7 @@ def with_units(body: str) -> str:
     """A page's body with spaces that do not break in 12 %, in 768 × 768 and in [0.1, 0.9]."""
 
     def held(text: str) -> str:
-        return INTERVAL.sub("\\1\u00a0", UNIT.sub("\u00a0", text))
+        return INTERVAL.sub("\u00a0", UNIT.sub("\u00a0", text))
 
     parts, end = [], 0
     for other in AS_IT_IS.finditer(body):
@@ -56,10 +68,35 @@ def numbered_anew(body: str) -> str:
     return REFERENCE.sub(anew, CAPTION.sub(anew, body))
 
 
+def with_words(table: str) -> str:
+    """A table whose columns of words, after the first, are marked for the style sheet."""
+    rows = [list(CELL.finditer(row)) for row in ROW.findall(table)]
+    if len({len(row) for row in rows}) != 1 or "colspan" in table:
+        return table
+    body = [row for row in rows if row[-1][1] == "td"]
+    texts = [[TAG.sub("", cell[2]).strip() for cell in column] for column in zip(*body, strict=True)]
+    of_words = [sum(text[:1].isalpha() for text in column) * 2 > len(column) for column in texts]
+
+    def marked(row: re.Match[str]) -> str:
+        places = iter(range(len(of_words)))
+
+        def cell(found: re.Match[str]) -> str:
+            place = next(places)
+            words = place > 0 and of_words[place]
+            return found[0].replace(f"<{found[1]}", f'<{found[1]} class="words"', 1) if words else found[0]
+
+        return CELL.sub(cell, row[0])
+
+    return ROW.sub(marked, table)
+
+
 def mended(body: str) -> str:
     """A page's body without what is named above."""
     for wrong, right in MENDED.items():
         body = body.replace(wrong, right)
+    body = TABLE.sub(
+        lambda found: with_words(NAME_BELOW.sub(r"<th>\g<name></th>\g<heading>", found[0])), body
+    )
     body = EMPTY_HEADING.sub(r"<td\1></td>", body)
     return numbered_anew(with_units(SOLUTION.sub(r"Solution to \1", body)))
 

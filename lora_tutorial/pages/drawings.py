@@ -31,14 +31,14 @@ __all__ = [
 _FROZEN, _LORA = ROLES["frozen"], ROLES["lora"]
 
 
-def _canvas(width: float, height: float, inches: tuple[float, float]) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float, inches: tuple[float, float]) -> tuple[Figure, Axes]:
     fig, axis = plt.subplots(figsize=inches)
     axis.set(xlim=(0, width), ylim=(height, 0))
     axis.axis("off")
     return fig, axis
 
 
-def _box(axis: Axes, place: Sequence[float], colour: str, text: str = "", size: float = 10) -> None:
+def box(axis: Axes, place: Sequence[float], colour: str, text: str = "", size: float = 10) -> None:
     """A box at (left, top, width, height), with a text in its middle."""
     x, y, w, h = place
     axis.add_patch(Rectangle((x, y), w, h, facecolor=colour + "40", edgecolor=colour, linewidth=1.4))
@@ -55,10 +55,10 @@ def arrow(axis: Axes, *points: tuple[float, float]) -> None:
 
 def merged_layer() -> Figure:
     """Draw an adapted layer beside the plain layer that it becomes when it is merged."""
-    fig, axis = _canvas(20, 7.2, (6.4, 2.4))
-    _box(axis, (2.2, 1.0, 2.6, 2.6), _FROZEN, "$W_0$", 12)
-    _box(axis, (2.2, 5.2, 2.6, 0.7), _LORA, "$A$", 11)
-    _box(axis, (6.0, 4.25, 0.7, 2.6), _LORA, "$B$", 11)
+    fig, axis = canvas(20, 7.2, (6.4, 2.4))
+    box(axis, (2.2, 1.0, 2.6, 2.6), _FROZEN, "$W_0$", 12)
+    box(axis, (2.2, 5.2, 2.6, 0.7), _LORA, "$A$", 11)
+    box(axis, (6.0, 4.25, 0.7, 2.6), _LORA, "$B$", 11)
     arrow(axis, (0.2, 2.3), (2.2, 2.3))
     arrow(axis, (1.2, 2.3), (1.2, 5.55), (2.2, 5.55))
     arrow(axis, (4.8, 5.55), (6.0, 5.55))
@@ -71,7 +71,7 @@ def merged_layer() -> Figure:
     axis.text(4.6, 0.4, "adapted: three products", ha="center", va="center", fontsize=9.5)
     arrow(axis, (10.4, 3.6), (12.6, 3.6))
     axis.text(11.5, 3.1, "merge", ha="center", va="center", fontsize=9.5, color=_LORA)
-    _box(axis, (14.9, 2.3, 2.6, 2.6), _FROZEN)
+    box(axis, (14.9, 2.3, 2.6, 2.6), _FROZEN)
     axis.add_patch(Rectangle((14.9, 2.3), 2.6, 2.6, facecolor=_LORA + "38"))
     axis.text(16.2, 3.6, "$W_0 +$\n$s\\,BA$", ha="center", va="center", fontsize=11)
     arrow(axis, (13.3, 3.6), (14.9, 3.6))
@@ -122,13 +122,13 @@ def aligned_names(rows: Mapping[str, Sequence[str]], learnt: Sequence[str] = ())
     columns = list(zip(*rows.values(), strict=True))
     widths = [max(map(len, column)) + 1.2 for column in columns]
     starts = [sum(widths[:number]) for number in range(len(widths))]
-    fig, axis = _canvas(sum(widths), 2 * len(rows), (7.2, 0.5 * len(rows) + 0.1))
+    fig, axis = canvas(sum(widths), 2 * len(rows), (7.2, 0.5 * len(rows) + 0.1))
     for place, (name, parts) in enumerate(rows.items()):
         axis.text(0, 2 * place + 0.35, name, va="center", fontsize=9, color=_FROZEN)
         for start, width, part in zip(starts, widths, parts, strict=True):
             if part:
                 colour = _LORA if part in learnt else _FROZEN
-                _box(axis, (start, 2 * place + 0.75, width - 0.4, 0.95), colour)
+                box(axis, (start, 2 * place + 0.75, width - 0.4, 0.95), colour)
                 middle = start + width / 2 - 0.2
                 words: dict[str, Any] = {
                     "fontsize": 7.6,
@@ -150,23 +150,23 @@ def attention(sizes: Mapping[str, str], adapted: Collection[str] = ()) -> Figure
     adapted
         Which of query, key and value have a low-rank path.
     """
-    fig, axis = _canvas(24, 16.0, (6.8, 4.6))
-    _box(axis, (0.3, 0.2, 23.4, 1.0), _FROZEN, f"$x$   {sizes['x']}", 9)
+    fig, axis = canvas(24, 16.0, (6.8, 4.6))
+    box(axis, (0.3, 0.2, 23.4, 1.0), _FROZEN, f"$x$   {sizes['x']}", 9)
     for middle, name, letter in ((4, "query", "Q"), (12, "key", "K"), (20, "value", "V")):
         frozen = middle - 1.9 if name in adapted else middle
-        _box(axis, (frozen - 1.5, 2.3, 3.0, 2.4), _FROZEN, name, 9)
+        box(axis, (frozen - 1.5, 2.3, 3.0, 2.4), _FROZEN, name, 9)
         arrow(axis, (frozen, 1.2), (frozen, 2.3))
         if name in adapted:
             low = middle + 1.9
             arrow(axis, (low, 1.2), (low, 2.3))
-            _box(axis, (low - 1.1, 2.3, 2.2, 0.8), _LORA, "$A$", 9)
+            box(axis, (low - 1.1, 2.3, 2.2, 0.8), _LORA, "$A$", 9)
             arrow(axis, (low, 3.1), (low, 3.9))
-            _box(axis, (low - 1.1, 3.9, 2.2, 0.8), _LORA, "$B$", 9)
+            box(axis, (low - 1.1, 3.9, 2.2, 0.8), _LORA, "$B$", 9)
             arrow(axis, (frozen, 4.7), (frozen, 5.4), (middle - 0.5, 5.4))
             arrow(axis, (low, 4.7), (low, 5.4), (middle + 0.5, 5.4))
             axis.text(middle, 5.4, "+", ha="center", va="center", fontsize=12, color=_LORA)
         arrow(axis, (middle, 5.8 if name in adapted else 4.7), (middle, 6.5))
-        _box(axis, (middle - 3.7, 6.5, 7.4, 1.0), _FROZEN, f"${letter}$   {sizes[letter]}", 9)
+        box(axis, (middle - 3.7, 6.5, 7.4, 1.0), _FROZEN, f"${letter}$   {sizes[letter]}", 9)
     square = OKABE_ITO["blue"]  # a row and a column for each token
     steps = (
         ("scores", r"scores: $QK^\top/\sqrt{d_h}$", square),
@@ -178,14 +178,14 @@ def attention(sizes: Mapping[str, str], adapted: Collection[str] = ()) -> Figure
         top = 8.5 + 2.1 * place
         for start in (4, 12) if name == "scores" else (8,):
             arrow(axis, (start, top - (1.0 if name == "scores" else 1.1)), (start, top))
-        _box(axis, (0.3, top, 15.4, 1.0), colour, f"{text}   {sizes[name]}", 9)
+        box(axis, (0.3, top, 15.4, 1.0), colour, f"{text}   {sizes[name]}", 9)
     arrow(axis, (20, 7.5), (20, 13.2), (15.7, 13.2))
     return fig
 
 
 def three_products(tokens: str = "$N$", n_in: str = "$d_{in}$", n_out: str = "$d_{out}$") -> Figure:
     """Draw the three matrix products of a linear layer in training, the one that freezing saves in colour."""
-    fig, axis = _canvas(20, 11.2, (6.6, 3.6))
+    fig, axis = canvas(20, 11.2, (6.6, 3.6))
     t, i, o = 2.4, 1.9, 1.3  # how long the three sizes are drawn
     size = {t: tokens, i: n_in, o: n_out}
     x, w, g = OKABE_ITO["blue"], _FROZEN, OKABE_ITO["orange"]
@@ -211,7 +211,7 @@ def three_products(tokens: str = "$N$", n_in: str = "$d_{in}$", n_out: str = "$d
         axis.text(0, middle, name, va="center", fontsize=9.5, color=colour)
         left = 7.4
         for (letter, high, wide, fill), sign in zip(factors, ("×", "=", ""), strict=True):
-            _box(axis, (left, middle - high / 2, wide, high), fill, letter, 11)
+            box(axis, (left, middle - high / 2, wide, high), fill, letter, 11)
             axis.text(left - 0.12, middle, size[high], ha="right", va="center", fontsize=8)
             axis.text(
                 left + wide / 2, middle + high / 2 + 0.42, size[wide], ha="center", va="center", fontsize=8
@@ -223,18 +223,18 @@ def three_products(tokens: str = "$N$", n_in: str = "$d_{in}$", n_out: str = "$d
 
 def quantized_layer() -> Figure:
     """Draw LoRA on a 4-bit weight, forward and backward: what is kept, restored, and trained."""
-    fig, axis = _canvas(25.4, 9.4, (7.2, 2.9))
+    fig, axis = canvas(25.4, 9.4, (7.2, 2.9))
     titles = ("forward", "y"), ("backward", r"\partial L/\partial y")
     for left, (title, given) in zip((0.0, 13.2), titles, strict=True):
         axis.text(left, 0.5, title, va="center", fontsize=11, weight="bold")
-        _box(axis, (left + 2.6, 1.3, 3.4, 1.1), _FROZEN, "codes, scales", 8.5)
+        box(axis, (left + 2.6, 1.3, 3.4, 1.1), _FROZEN, "codes, scales", 8.5)
         edge: dict[str, Any] = {"edgecolor": _FROZEN, "linewidth": 1.2, "linestyle": "--"}
         axis.add_patch(Rectangle((left + 3.1, 3.6), 2.4, 2.2, facecolor="none", **edge))
         axis.text(left + 4.3, 4.7, r"$\widetilde{W}$", ha="center", va="center", fontsize=12)
         arrow(axis, (left + 4.3, 2.4), (left + 4.3, 3.6))  # never the other way
         axis.text(left + 4.7, 3.0, "restore", va="center", fontsize=8.5)
-        _box(axis, (left + 3.1, 7.6, 2.4, 0.7), _LORA, "$A$", 10)
-        _box(axis, (left + 6.7, 6.75, 0.7, 2.4), _LORA, "$B$", 10)
+        box(axis, (left + 3.1, 7.6, 2.4, 0.7), _LORA, "$A$", 10)
+        box(axis, (left + 6.7, 6.75, 0.7, 2.4), _LORA, "$B$", 10)
         axis.text(left + 8.8, 4.7, "+", ha="center", va="center", fontsize=13)
         paths = [
             [(left + 1.1, 4.7), (left + 3.1, 4.7)],
@@ -258,7 +258,7 @@ def quantized_layer() -> Figure:
 
 def copies_and_shards() -> Figure:
     """Draw what two processes hold: a copy of the model in each, or a half of each weight."""
-    fig, axis = _canvas(20, 9.4, (6.8, 3.2))
+    fig, axis = canvas(20, 9.4, (6.8, 3.2))
     sides = (0.2, "copies (DDP)", 1.0), (10.8, "shards (FSDP2)", 0.5)
     for left, title, share in sides:
         axis.text(left + 4.5, 0.4, title, ha="center", va="center", fontsize=11, weight="bold")
@@ -268,7 +268,7 @@ def copies_and_shards() -> Figure:
                 edge: dict[str, Any] = {"edgecolor": role, "linewidth": 0.9, "linestyle": ":"}
                 axis.add_patch(Rectangle((place, top), 2.6, high, facecolor="none", **edge))
                 start = top + number * (1 - share) * high  # the second half is the second process's
-                _box(axis, (place, start, 2.6, share * high), role, name if share == 1 else f"½ {name}", 9)
+                box(axis, (place, start, 2.6, share * high), role, name if share == 1 else f"½ {name}", 9)
         middle = left + 4.5
         arrow(axis, (middle, 4.9), (left + 6.3, 4.9))
         arrow(axis, (middle, 4.9), (left + 2.7, 4.9))
@@ -289,7 +289,7 @@ def cached_tokens(rows: Mapping[str, tuple[int, int, str]]) -> Figure:
         What the cache is, to the entries that the base made, those that the adapted model made, and what
         comes out. All rows have equally many entries; the last of each is the new token's.
     """
-    fig, axis = _canvas(20, 1.6 * len(rows) + 1.1, (7.0, 0.45 * len(rows) + 0.4))
+    fig, axis = canvas(20, 1.6 * len(rows) + 1.1, (7.0, 0.45 * len(rows) + 0.4))
     entries = sum(next(iter(rows.values()))[:2])
     left, wide = 4.6, 8.4 / entries
     axis.text(left + (entries - 1) * wide / 2, 0.5, "in the cache", ha="center", va="center", fontsize=9)
@@ -299,7 +299,7 @@ def cached_tokens(rows: Mapping[str, tuple[int, int, str]]) -> Figure:
         axis.text(left - 0.4, top + 0.55, name, ha="right", va="center", fontsize=9)
         for entry in range(of_base + of_adapted):
             colour = _FROZEN if entry < of_base else _LORA
-            _box(axis, (left + entry * wide, top, 0.9 * wide, 1.1), colour)
+            box(axis, (left + entry * wide, top, 0.9 * wide, 1.1), colour)
         stale = of_base > 0 and of_adapted > 0
         style: dict[str, Any] = {"color": _LORA, "weight": "bold"} if stale else {"color": AXIS}
         axis.text(left + entries * wide + 0.4, top + 0.55, result, va="center", fontsize=9, **style)
@@ -308,7 +308,7 @@ def cached_tokens(rows: Mapping[str, tuple[int, int, str]]) -> Figure:
 
 def variant_schemes() -> Figure:
     """Draw LoRA and four variants as matrices, each at its start; what it changes is in bold."""
-    fig, axis = _canvas(30, 13.4, (7.2, 3.3))
+    fig, axis = canvas(30, 13.4, (7.2, 3.3))
     r, root, starts = r"$\frac{\alpha}{r}$", r"$\frac{\alpha}{\sqrt{r}}$", ("$0$", "random")
     schemes = (
         ("LoRA", "$W_0$", r, starts, "the layer of chapter 5"),
@@ -320,23 +320,23 @@ def variant_schemes() -> Figure:
     for place, (title, frozen, scale, (of_B, of_A), change) in enumerate(schemes):
         left, middle = 10 * (place % 3), 3.4 + 6.9 * (place // 3)
         axis.text(left + 1.2, middle - 2.8, title, va="center", fontsize=11, weight="bold")
-        _box(axis, (left + 1.2, middle - 1.3, 2.9, 2.6), _FROZEN, frozen, 11 if place < 4 else 8)
+        box(axis, (left + 1.2, middle - 1.3, 2.9, 2.6), _FROZEN, frozen, 11 if place < 4 else 8)
         for x, sign in ((4.7, "+"), (5.6, scale)):
             colour = _LORA if sign == root else AXIS
             axis.text(left + x, middle, sign, ha="center", va="center", fontsize=13, color=colour)
-        _box(axis, (left + 6.3, middle - 1.3, 0.6, 2.6), _LORA, "$B$", 9)
-        _box(axis, (left + 7.1, middle - 0.3, 2.3, 0.6), _LORA, "$A$", 9)
+        box(axis, (left + 6.3, middle - 1.3, 0.6, 2.6), _LORA, "$B$", 9)
+        box(axis, (left + 7.1, middle - 0.3, 2.3, 0.6), _LORA, "$A$", 9)
         axis.text(left + 6.6, middle - 1.75, of_B, ha="center", va="center", fontsize=8.5)
         axis.text(left + 8.2, middle + 0.85, of_A, ha="center", va="center", fontsize=8.5)
         style: dict[str, Any] = {"color": _LORA, "weight": "bold"} if place else {}
         axis.text(left + 1.2, middle + 2.1, change, va="center", fontsize=9, **style)
         if title == "DoRA":
-            _box(axis, (left + 0.1, middle - 1.3, 0.6, 2.6), _LORA, "$m$", 9)
+            box(axis, (left + 0.1, middle - 1.3, 0.6, 2.6), _LORA, "$m$", 9)
             for x, turn in ((left + 0.9, 0.15), (left + 9.7, -0.15)):  # m stands outside the brackets
                 ends = (middle - 1.5, middle - 1.5, middle + 1.5, middle + 1.5)
                 axis.plot([x + turn, x, x, x + turn], ends, color=AXIS, linewidth=1.3)
     for top, colour, text in ((9.4, _FROZEN, "frozen"), (10.9, _LORA, "learnt")):
-        _box(axis, (22.0, top, 1.2, 0.9), colour)
+        box(axis, (22.0, top, 1.2, 0.9), colour)
         axis.text(23.7, top + 0.45, text, va="center", fontsize=9)
     return fig
 
@@ -355,7 +355,7 @@ def span_head(
     hidden
         Numbers in a token's vector.
     """
-    fig, axis = _canvas(20, 9.0, (7.2, 3.3))
+    fig, axis = canvas(20, 9.0, (7.2, 3.3))
     wide = 18.2 / len(tokens)
     middles = [1.8 + wide * (place + 0.5) for place in range(len(tokens))]
     text = range(list(tokens).index("[SEP]") + 1, len(tokens) - 1)
@@ -363,18 +363,18 @@ def span_head(
         colour = AXIS if place in text else _FROZEN
         axis.text(middle, 0.45, token, ha="center", va="center", fontsize=8, color=colour)
         arrow(axis, (middle, 2.2), (middle, 2.9))
-        _box(axis, (middle - 0.15 * wide, 2.9, 0.3 * wide, 1.3), _FROZEN)
+        box(axis, (middle - 0.15 * wide, 2.9, 0.3 * wide, 1.3), _FROZEN)
         arrow(axis, (middle, 4.2), (middle, 4.9))
     axis.text(1.6, 3.55, f"{hidden} each", ha="right", va="center", fontsize=8)
-    _box(axis, (1.8, 1.0, 18.2, 1.2), _LORA, "encoder with LoRA", 9)
+    box(axis, (1.8, 1.0, 18.2, 1.2), _LORA, "encoder with LoRA", 9)
     head = f"Linear({hidden}, 2), the same for every token"
-    _box(axis, (1.8, 4.9, 18.2, 1.2), ROLES["head"], head, 9)
+    box(axis, (1.8, 4.9, 18.2, 1.2), ROLES["head"], head, 9)
     rows = (("start", start, OKABE_ITO["blue"], 7.0), ("end", end, _LORA, 8.3))
     for name, scores, colour, top in rows:
         axis.text(1.6, top, name, ha="right", va="center", fontsize=9, color=colour)
         best = max(text, key=lambda place: scores[place])
         for place, middle in enumerate(middles):
             if place == best:
-                _box(axis, (middle - 0.46 * wide, top - 0.5, 0.92 * wide, 1.0), colour)
+                box(axis, (middle - 0.46 * wide, top - 0.5, 0.92 * wide, 1.0), colour)
             axis.text(middle, top, f"{scores[place]:.1f}", ha="center", va="center", fontsize=8)
     return fig

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from lora_tutorial.pages.drawings import arrow
-from lora_tutorial.pages.style import CYCLE, OKABE_ITO, ROLES
+from lora_tutorial.pages.drawings import arrow, box, canvas
+from lora_tutorial.pages.style import AXIS, CYCLE, OKABE_ITO, ROLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARTS",
+    "architectures",
     "error_curves",
     "fused_rows",
+    "grouped_heads",
     "lora_picture",
     "memory_bars",
     "spectra",
@@ -83,15 +86,15 @@ def lora_picture() -> Figure:
     axis.set(xlim=(0, 12.4), ylim=(-0.55, 6.1), aspect="equal")
     axis.axis("off")
 
-    def box(x: float, y: float, w: float, h: float, colour: str, text: str, below: str) -> None:
+    def matrix(x: float, y: float, w: float, h: float, colour: str, text: str, below: str) -> None:
         axis.add_patch(Rectangle((x, y), w, h, facecolor=colour + "40", edgecolor=colour, linewidth=1.6))
         axis.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=12)
         axis.text(x + w / 2, y - 0.16, below, ha="center", va="top", fontsize=9.5)
 
-    box(3.2, 3.5, 2.4, 2.4, ROLES["frozen"], "$W_0$", "")
+    matrix(3.2, 3.5, 2.4, 2.4, ROLES["frozen"], "$W_0$", "")
     axis.text(5.75, 5.55, "frozen\n$d_{out} \\times d_{in}$ numbers", va="top", fontsize=9.5)
-    box(3.2, 0.75, 2.4, 0.45, ROLES["lora"], "$A$", "down to $r$ numbers")
-    box(7.2, -0.1, 0.45, 2.2, ROLES["lora"], "$B$", "up to $d_{out}$")
+    matrix(3.2, 0.75, 2.4, 0.45, ROLES["lora"], "$A$", "down to $r$ numbers")
+    matrix(7.2, -0.1, 0.45, 2.2, ROLES["lora"], "$B$", "up to $d_{out}$")
     axis.text(
         4.4, 1.9, "learnt: $r\\,(d_{in} + d_{out})$ numbers", ha="center", fontsize=9.5, color=ROLES["lora"]
     )
@@ -168,6 +171,91 @@ def token_strip(pieces: Sequence[str], learnt: Sequence[bool], columns: int = 62
 _QKV = {"query": OKABE_ITO["blue"], "key": OKABE_ITO["orange"], "value": OKABE_ITO["green"]}
 
 
+def _mask(axis: Axes, left: float, top: float, size: float, causal: bool) -> None:
+    """Who attends to whom among four places: a row for each that looks, dark where it sees."""
+    step = size / 4
+    for row in range(4):
+        for column in range(4):
+            seen = "60" if column <= row or not causal else "00"
+            square = Rectangle((left + column * step, top + row * step), step, step, linewidth=0.8)
+            square.set(facecolor=OKABE_ITO["blue"] + seen, edgecolor=AXIS)
+            axis.add_patch(square)
+
+
+def architectures() -> Figure:
+    """Draw a decoder, an image classifier and an encoder-decoder, a coloured strip where LoRA adapts."""
+    fig, axis = canvas(28, 15.2, (7.2, 4.4))
+    columns = (
+        ("Llama", "tokens", ((2.9, "attention", True),), ("lm_head", ROLES["frozen"], "next token")),
+        ("ViT", "patches", ((2.9, "attention", False),), ("classifier", ROLES["head"], "label")),
+        ("T5, encoder", "tokens", ((2.9, "attention", False),), None),
+        (
+            "T5, decoder",
+            "tokens so far",
+            ((2.9, "attention", True), (6.0, "to the\nencoder", False)),
+            ("lm_head", ROLES["frozen"], "next token"),
+        ),
+    )
+    for place, (title, given, attentions, end) in enumerate(columns):
+        left, middle = 7 * place + 0.4, 7 * place + 3.2
+        around = Rectangle((left - 0.2, 2.4), 6.0, 8.8, facecolor="none", edgecolor=AXIS, linestyle=":")
+        axis.add_patch(around)
+        axis.text(middle, 0.4, title, ha="center", va="center", fontsize=10, weight="bold")
+        axis.text(middle, 1.4, given, ha="center", va="center", fontsize=9)
+        axis.text(left + 5.5, 10.85, "twice", ha="right", va="center", fontsize=8)
+        stops = [(1.8, top) for top, *_ in attentions][:1]
+        boxes = [*((top, text) for top, text, _ in attentions), (9.1 - 0.2, "feed-forward")]
+        stops += [(top + 2.2, below) for (top, _), (below, _) in pairwise(boxes)]
+        for top, text in boxes:
+            tall = 2.2 if text != "feed-forward" else 1.5
+            box(axis, (left, top, 5.6, tall), ROLES["frozen"])
+            inset = 2.2 if text != "feed-forward" else 0.4
+            axis.text(left + inset, top + tall / 2, text, va="center", fontsize=8)
+            axis.add_patch(Rectangle((left + 5.2, top), 0.4, tall, color=ROLES["lora"]))
+        for top, _, causal in attentions:
+            _mask(axis, left + 0.3, top + 0.3, 1.6, causal)
+        if end:
+            name, colour, result = end
+            box(axis, (left, 12.0, 5.6, 1.2), colour, name, 8)
+            stops += [(10.4, 12.0), (13.2, 14.1)]
+            axis.text(middle, 14.6, result, ha="center", va="center", fontsize=9)
+        for start, stop in stops:
+            arrow(axis, (middle, start), (middle, stop))
+    arrow(axis, (17.2, 10.4), (17.2, 11.6), (20.7, 11.6), (20.7, 7.1), (21.4, 7.1))
+    return fig
+
+
+def grouped_heads(heads: int = 4, shared: int = 2, width: int = 32, r: int = 4) -> Figure:
+    """Draw query heads that share fewer heads of keys and values, and W, A and B of both, to scale.
+
+    Parameters
+    ----------
+    heads, shared
+        Heads of the queries, and of the keys and the values.
+    width
+        Width of the model, so that a head has ``width / heads`` numbers.
+    r
+        Rank of A (r, width) and B (rows, r).
+    """
+    fig, axis = canvas(30, 10.5, (7.2, 2.6))
+    tall = 8.0 / heads
+    for head in range(heads):
+        box(axis, (0.4, 1.6 + tall * head, 4.2, 0.8 * tall), OKABE_ITO["blue"], f"query {head + 1}", 8)
+        group = head * shared // heads
+        arrow(axis, (4.6, 1.6 + tall * (head + 0.4)), (7.4, 1.6 + 8.0 / shared * (group + 0.5) - 0.2))
+    for group in range(shared):
+        top = 1.6 + 8.0 / shared * (group + 0.5) - 0.2 - 0.4 * tall
+        box(axis, (7.4, top, 4.2, 0.8 * tall), ROLES["frozen"], f"key, value {group + 1}", 8)
+    unit = 5.0 / width
+    for left, name, rows in ((14.0, "q_proj", width), (23.0, "v_proj", width * shared // heads)):
+        axis.text(left, 0.6, name, va="center", fontsize=9, weight="bold")
+        box(axis, (left, 1.6, 5.0, rows * unit), ROLES["frozen"], f"$W_0$: {rows} × {width}", 8)
+        box(axis, (left + 5.3, 1.6, max(r * unit, 0.6), rows * unit), ROLES["lora"], "$B$", 8)
+        box(axis, (left, 7.6, 5.0, max(r * unit, 0.6)), ROLES["lora"], "$A$", 8)
+        axis.text(left, 9.2, f"$B$: {rows} × {r}, $A$: {r} × {width}", va="center", fontsize=8)
+    return fig
+
+
 def fused_rows(heads: int, size: int) -> Figure:
     """Draw the rows of a fused projection in the two orders that models use, key rows in their own colour.
 
@@ -189,6 +277,9 @@ def fused_rows(heads: int, size: int) -> Figure:
             place = (0, block * size)
             axis.add_patch(Rectangle(place, 1, size, facecolor=colour + "55", edgecolor=colour, lw=1))
             axis.text(0.5, (block + 0.5) * size, part, ha="center", va="center", fontsize=9)
+            if parts[1] != parts[0] and part == "key":  # the middle of a head's three
+                label = {"ha": "left", "va": "center", "fontsize": 9}
+                axis.text(1.06, (block + 0.5) * size, f"head {block // 3 + 1}", **label)
         axis.set(title=title, xlim=(0, 1), ylim=(3 * heads * size, 0), xticks=[])
         axis.set_yticks(range(0, 3 * heads * size + 1, size * heads))
         axis.grid(visible=False)
@@ -203,15 +294,11 @@ def tied_weights() -> Figure:
     axis.axis("off")
     frozen, lora = ROLES["frozen"], ROLES["lora"]
 
-    def box(x: float, y: float, w: float, h: float, colour: str, text: str) -> None:
-        axis.add_patch(Rectangle((x, y), w, h, facecolor=colour + "40", edgecolor=colour, lw=1.6))
-        axis.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=10)
-
-    box(5, 3.6, 3, 2, frozen, "one matrix $E$\nvocabulary x width")
-    box(1.9, 0.5, 2.2, 1.3, frozen, "table of\ntoken vectors")
-    box(5.3, 0.5, 2.4, 1.3, frozen, "the layers")
-    box(8.9, 0.5, 2.2, 1.3, frozen, "lm_head")
-    box(9.0, 2.5, 2.0, 0.55, lora, "$s\\,BA$")
+    box(axis, (5, 3.6, 3, 2), frozen, "one matrix $E$\nvocabulary x width")
+    box(axis, (1.9, 0.5, 2.2, 1.3), frozen, "table of\ntoken vectors")
+    box(axis, (5.3, 0.5, 2.4, 1.3), frozen, "the layers")
+    box(axis, (8.9, 0.5, 2.2, 1.3), frozen, "lm_head")
+    box(axis, (9.0, 2.5, 2.0, 0.55), lora, "$s\\,BA$")
     for points in (
         ((0.4, 1.15), (1.9, 1.15)),
         ((4.1, 1.15), (5.3, 1.15)),

@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from lora_tutorial.pages import drawings
+from lora_tutorial.pages import drawings, plots
 from lora_tutorial.pages.style import ROLES, use_style
 
 PLAIN = [(0, "attention", "Attention"), (1, "query", "Linear"), (1, "out", "Linear")]
@@ -23,9 +23,11 @@ SCORES = [9.0, 0.0, 0.0, 0.0, 3.0, 1.0, -2.0, 0.0], [9.0, 0.0, 0.0, 0.0, 1.0, 2.
 SHAPES = dict.fromkeys(["x", "Q", "K", "V", "scores", "weights", "mixed", "output"], "2 × 12 × 11 × 32")
 CACHES = {"adapted": (0, 7, "its text"), "base": (7, 0, "its text"), "mixed": (6, 1, "another")}
 DRAWN = {
+    "architectures": plots.architectures,
     "attention": lambda: drawings.attention(SHAPES, ["query", "value"]),
     "cached_tokens": lambda: drawings.cached_tokens(CACHES),
     "copies_and_shards": drawings.copies_and_shards,
+    "grouped_heads": plots.grouped_heads,
     "merged_layer": drawings.merged_layer,
     "module_trees": lambda: drawings.module_trees({"before": PLAIN, "after": ADAPTED}),
     "aligned_names": lambda: drawings.aligned_names(NAMES, learnt=[".lora_A"]),
@@ -57,7 +59,7 @@ def boxes(figure):
     return {text: text.get_window_extent(drawn) for text in words(figure)}
 
 
-@pytest.mark.parametrize("name", drawings.__all__)
+@pytest.mark.parametrize("name", [*drawings.__all__, "architectures", "grouped_heads"])
 def test_words_stand_apart_and_inside(name):
     figure = DRAWN[name]()
     found = boxes(figure)

@@ -71,6 +71,48 @@ def test_a_heading_without_text_becomes_a_cell():
     assert page["body"] == '<td></td><td colspan="3"></td><th>a</th><thead></thead>'
 
 
+def table(*rows, head="<th></th><th>score</th><th>asks</th>"):
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<table border="1" class="dataframe"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def test_a_column_of_words_is_marked_and_one_of_numbers_is_not():
+    rows = (
+        "<th>CoLA</th><td>7.1 [0.9, 13.5]</td><td>is it <b>English</b>?</td>",
+        "<th>b</th><td>−2</td><td>why?</td>",
+    )
+    page = BeautifulSoup(mended(table(*rows)), "html.parser")
+    words = [cell.get_text() for cell in page.find_all(class_="words")]
+    assert words == ["asks", "is it English?", "why?"]
+    uneven = table(rows[0], "<th>b</th><td>1</td>")
+    assert "words" not in mended(uneven)
+
+
+def test_the_name_of_a_tables_rows_moves_into_the_corner():
+    given = table("<th>1</th><td>2</td><td>3</td>")
+    named = given.replace("</thead>", "<tr>\n <th>rank</th>\n <th></th>\n <th></th>\n</tr></thead>")
+    page = BeautifulSoup(mended(named), "html.parser")
+    assert [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in page.find_all("tr")] == [
+        ["rank", "score", "asks"],
+        ["1", "2", "3"],
+    ]
+    both = named.replace("<th></th><th>score", "<th>column</th><th>score")  # nowhere to move it
+    assert len(BeautifulSoup(mended(both), "html.parser").find_all("tr")) == 3
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("75.5 [73.3, 77.7] and", "75.5_[73.3,_77.7] and"),
+        ("LoRA, r = 8, the rank", "LoRA, r_=_8, the rank"),
+        ("for = 8", "for = 8"),
+        ("12 % of 768 × 768", "12_% of 768_×_768"),
+    ],
+)
+def test_a_number_stays_with_its_unit_and_its_interval(typed, shown):
+    assert mended(typed).replace("\u00a0", "_") == shown
+
+
 def test_icons_are_kept_by_any_of_their_names():
     script = (
         'var a={"sun":[512,512,[9728],"f185","M1z"],moon:[384,512,[127769,"crescent"],"f186",["M2z","M3z"]]};'
