@@ -69,7 +69,7 @@ def numbered_anew(body: str) -> str:
 
 
 def with_words(table: str) -> str:
-    """A table whose columns of words, after the first, are marked for the style sheet."""
+    """A table whose columns of words (after the first) and short cells are marked for the style sheet."""
     rows = [list(CELL.finditer(row)) for row in ROW.findall(table)]
     if len({len(row) for row in rows}) != 1 or "colspan" in table:
         return table
@@ -82,8 +82,9 @@ def with_words(table: str) -> str:
 
         def cell(found: re.Match[str]) -> str:
             place = next(places)
-            words = place > 0 and of_words[place]
-            return found[0].replace(f"<{found[1]}", f'<{found[1]} class="words"', 1) if words else found[0]
+            short = found[1] == "td" and len(TAG.sub("", found[2]).strip()) <= 24
+            kind = "words" if place > 0 and of_words[place] else "short" if short else ""
+            return found[0].replace(f"<{found[1]}", f'<{found[1]} class="{kind}"', 1) if kind else found[0]
 
         return CELL.sub(cell, row[0])
 

@@ -14,7 +14,7 @@ addEventListener("load", () => {
   const fit = () => {
     for (const box of boxes) {
       box.classList.toggle("phone-figure", narrow.matches);
-      const drawing = box.firstChild, width = legible(drawing), wide = narrow.matches && width > 1.15 * box.clientWidth;
+      const drawing = box.firstChild, width = legible(drawing), wide = narrow.matches && width > 1.17 * box.clientWidth;
       drawing.style.width = wide ? `${width}px` : narrow.matches ? "100%" : "";
       for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", "Figure, scrolls sideways"]])
         wide ? box.setAttribute(name, value) : box.removeAttribute(name);

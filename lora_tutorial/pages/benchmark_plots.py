@@ -113,7 +113,7 @@ def forest(
     digits
         Decimals of the values beside their dots.
     """
-    fig, axis = plt.subplots(figsize=(6.8, 0.42 * len(rows) + 0.9))
+    fig, axis = plt.subplots(figsize=(6.4, 0.42 * len(rows) + 0.9))
     for place, (title, (value, low, high)) in enumerate(rows.items()):
         colour = ROLES["lora"] if title == best else ROLES["full"]
         axis.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
