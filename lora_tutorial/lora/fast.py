@@ -116,8 +116,8 @@ TILE = 16
 def project(rows: Tensor, factor: Tensor) -> Tensor:
     """Return rows factor', (tokens, r), of ``rows`` (tokens, n) and ``factor`` (r, n).
 
-    CPU libraries cut a product into tiles. A result with fewer columns than a tile fills none, and takes up
-    to six times as long as its transpose, which has few rows; a wider one is the faster of the two.
+    CPU libraries cut a product into tiles. A result with fewer columns than a tile fills none, and takes
+    several times as long as its transpose, which has few rows; for a wider one the order hardly matters.
     """
     return (factor @ rows.T).T if len(factor) < TILE else rows @ factor.T
 
