@@ -203,8 +203,8 @@ def architectures() -> Figure:
         axis.text(middle, 0.4, title, ha="center", va="center", fontsize=10, weight="bold")
         axis.text(middle, 1.4, given, ha="center", va="center", fontsize=9)
         axis.text(left + 5.5, 10.85, "twice", ha="right", va="center", fontsize=8)
-        stops = [(1.8, top) for top, *_ in attentions][:1]
-        boxes = [*((top, text) for top, text, _ in attentions), (9.1 - 0.2, "feed-forward")]
+        stops = [(1.8, attentions[0][0])]
+        boxes = [*((top, text) for top, text, _ in attentions), (8.9, "feed-forward")]
         stops += [(top + 2.2, below) for (top, _), (below, _) in pairwise(boxes)]
         for top, text in boxes:
             tall = 2.2 if text != "feed-forward" else 1.5
