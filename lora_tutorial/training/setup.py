@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from lora_tutorial.lora.parameters import parameters_hash
+from lora_tutorial.training.bfloat16 import add_up_in_float32, has_bfloat16
 from lora_tutorial.training.processes import stays_on_cpu
 from lora_tutorial.training.recipes import Recipe, RunOptions, with_defaults
 from lora_tutorial.training.records import RunRecord, describe_hardware
@@ -212,6 +213,8 @@ def make_accelerator(recipe: Recipe, seed: int, folder: Path | None, options: Ru
     if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # accelerate trains in full precision there, and the record would say otherwise
         raise ValueError('mixed_precision="fp16" needs a GPU: on the CPU use "bf16" or "no".')
+    if recipe.mixed_precision == "bf16" and accelerator.device.type == "cpu" and not has_bfloat16():
+        add_up_in_float32()
     return accelerator
 
 
