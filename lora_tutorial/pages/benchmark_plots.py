@@ -114,11 +114,15 @@ def forest(
         Decimals of the values beside their dots.
     """
     fig, axis = plt.subplots(figsize=(6.4, 0.42 * len(rows) + 0.9))
+    reach = max(high for _, _, high in rows.values()) - min(low for _, low, _ in rows.values())
     for place, (title, (value, low, high)) in enumerate(rows.items()):
         colour = ROLES["lora"] if title == best else ROLES["full"]
         axis.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
         axis.plot(value, place, "o", color=colour, markersize=6.5)
-        axis.annotate(f"{value:.{digits}f}", (value, place), (0, 6), textcoords="offset points", ha="center")
+        said = f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+        beside = zero and abs(value) < 0.04 * reach  # or the line of zero would run through the number
+        at, right, side = (max(value, 0), 5, "left") if beside else (value, 0, "center")
+        axis.annotate(said, (at, place), (right, 6), textcoords="offset points", ha=side)
     if zero:
         axis.axvline(0, color=AXIS, linewidth=1, linestyle=":")
     axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel)

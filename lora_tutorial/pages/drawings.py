@@ -146,22 +146,23 @@ def attention(sizes: Mapping[str, str], adapted: Collection[str] = ()) -> Figure
     Parameters
     ----------
     sizes
-        The shape, in words, of x, Q, K, V, scores, weights, mixed and output.
+        The shape, in words, of x, Q, K, V, scores, weights, mixed and output; for a low-rank path also the
+        widths of A and B.
     adapted
         Which of query, key and value have a low-rank path.
     """
     fig, axis = canvas(24, 16.0, (6.8, 4.6))
     box(axis, (0.3, 0.2, 23.4, 1.0), _FROZEN, f"$x$   {sizes['x']}", 9)
     for middle, name, letter in ((4, "query", "Q"), (12, "key", "K"), (20, "value", "V")):
-        frozen = middle - 1.9 if name in adapted else middle
+        frozen = middle - 2.2 if name in adapted else middle
         box(axis, (frozen - 1.5, 2.3, 3.0, 2.4), _FROZEN, name, 9)
         arrow(axis, (frozen, 1.2), (frozen, 2.3))
         if name in adapted:
             low = middle + 1.9
+            for top, factor in ((2.3, "A"), (3.9, "B")):
+                box(axis, (low - 1.8, top, 3.6, 0.8), _LORA, f"${factor}$   {sizes[factor]}", 8.5)
             arrow(axis, (low, 1.2), (low, 2.3))
-            box(axis, (low - 1.1, 2.3, 2.2, 0.8), _LORA, "$A$", 9)
             arrow(axis, (low, 3.1), (low, 3.9))
-            box(axis, (low - 1.1, 3.9, 2.2, 0.8), _LORA, "$B$", 9)
             arrow(axis, (frozen, 4.7), (frozen, 5.4), (middle - 0.5, 5.4))
             arrow(axis, (low, 4.7), (low, 5.4), (middle + 0.5, 5.4))
             axis.text(middle, 5.4, "+", ha="center", va="center", fontsize=12, color=_LORA)

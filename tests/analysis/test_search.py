@@ -104,10 +104,12 @@ def test_the_figures_show_every_arm_and_every_row():
     (axis,) = search_curves(curves, {"a": "first", "b": "second"}, "accuracy", {"b": CYCLE[0]}).axes
     colours = [text.get_color() for text in axis.texts]
     assert colours == [CYCLE[1], CYCLE[0]], "an arm kept its colour, and another did not take it"
-    figure = forest({"one": (1.0, 0.5, 1.5), "two": (-0.2, -0.4, 0.1)}, "gap", zero=True)
-    (axis,) = figure.axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two"]
-    assert [text.get_text() for text in axis.texts] == ["1.00", "-0.20"]
+    rows = {"one": (1.0, 0.5, 1.5), "two": (-0.2, -0.4, 0.1), "nought": (-0.01, -0.1, 0.1)}
+    (axis,) = forest(rows, "gap", zero=True).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two", "nought"]
+    assert [text.get_text() for text in axis.texts] == ["1.00", "\N{MINUS SIGN}0.20", "\N{MINUS SIGN}0.01"]
+    sides = [text.get_ha() for text in axis.texts]
+    assert sides == ["center", "center", "left"], "the line of zero runs through a number"
 
 
 def test_labels_keep_their_distance_and_their_order():

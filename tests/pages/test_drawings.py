@@ -21,6 +21,7 @@ NAMES = {"ours": ["", "query", ".lora_A", ""], "PEFT's": ["base_model.", "query"
 TOKENS = ["[CLS]", "which", "?", "[SEP]", "b", "starts", ".", "[SEP]"]
 SCORES = [9.0, 0.0, 0.0, 0.0, 3.0, 1.0, -2.0, 0.0], [9.0, 0.0, 0.0, 0.0, 1.0, 2.0, -2.5, 9.5]
 SHAPES = dict.fromkeys(["x", "Q", "K", "V", "scores", "weights", "mixed", "output"], "2 × 12 × 11 × 32")
+SHAPES |= {"A": "384 → 8", "B": "8 → 384"}
 CACHES = {"adapted": (0, 7, "its text"), "base": (7, 0, "its text"), "mixed": (6, 1, "another")}
 DRAWN = {
     "architectures": plots.architectures,
@@ -93,7 +94,7 @@ def test_attention_has_a_path_beside_each_adapted_projection_and_no_other(adapte
     assert colours.count(ROLES["lora"].lower()) == 2 * len(adapted)
     assert colours.count(ROLES["full"].lower()) == 2  # scores and weights: tokens by tokens
     said = [text.get_text() for text in words(figure)]
-    assert said.count("+") == said.count("$A$") == said.count("$B$") == len(adapted)
+    assert said.count("+") == said.count("$A$   384 → 8") == said.count("$B$   8 → 384") == len(adapted)
 
 
 def test_equal_parts_of_names_stand_below_each_other():
