@@ -50,8 +50,8 @@ class Flops(NamedTuple):
 def linear_flops(tokens: int, n_in: int, n_out: int, trains: bool, passes: bool) -> Flops:
     """One linear layer: y = x W'; backward g W where a gradient passes on, g' x where the weight trains.
 
-    Each of the three products takes 2 tokens in out operations. So a frozen layer costs two thirds of a
-    trained one: adapters, however small, cannot make a step cheaper than that.
+    Each of the three products takes 2 tokens in out operations. So a frozen layer through which a gradient
+    passes costs two thirds of a trained one, however few numbers its adapter has.
     """
     product = 2 * tokens * n_in * n_out
     return Flops(product, product * (trains + passes))
