@@ -25,6 +25,12 @@ SIDEWAYS = """() => {
     if (!up && !el.closest("mjx-assistive-mml, .visually-hidden, .headerlink"))
       found.push(`${el.outerHTML.slice(0, 80)} ends at ${el.getBoundingClientRect().right} px`);
   }
+  for (const formula of document.querySelectorAll("article div.math")) {
+    const drawn = formula.querySelector("svg, mjx-math").getBoundingClientRect();
+    const left = formula.getBoundingClientRect().left;
+    if (drawn.left < left - 1 || drawn.right - left > formula.scrollWidth + 1)
+      found.push(`${formula.textContent.slice(0, 40)}: an end of the formula is out of reach`);
+  }
   return found.slice(0, 5);
 }"""
 #: What a sheet of paper would cut off: an element wider than its box, which does not scroll there.
